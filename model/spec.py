@@ -1,0 +1,160 @@
+"""What is an architecture, as a value?
+
+`ModelSpec` is frozen JSON: shared sizes, the blocks over depth, and the parametrisation. A layer kind is the name of
+a file in `model/mixers` or `model/ffns`, or the dotted name of anybody's module; its own knobs are that file's
+`Spec`. This file imports no jax (resolving a kind imports the layer's file, which does).
+"""
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, PlainSerializer, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+from pydantic_core import PydanticCustomError
+
+from parallelism.axes import SPEC
+from parallelism.errors import nearest
+
+
+@dataclass(frozen=True, kw_only=True, config=SPEC)
+class LayerSpec:
+    """Abstract: a layer's own knobs, without the sizes it shares with the rest of the model."""
+
+    kind: str
+
+    def sizes(self, shared: Mapping[str, int]) -> dict[str, int]:
+        """Sizes of the axes this layer adds, by letter; raises ValueError when they cannot be."""
+        raise NotImplementedError
+
+
+def resolve(kind: str, *, room: str) -> Any:
+    """The module of a layer kind: `model.<room>.<kind>`, or a dotted module of the user's own."""
+    name = kind if "." in kind else f"model.{room}.{kind}"
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not name.startswith(error.name):
+            raise  # the layer's file exists, and lacks a package of its own
+        raise PydanticCustomError(
+            "unknown_kind",
+            "unknown kind; {hint}, or the dotted name of a module of your own",
+            {"hint": nearest(kind, layer_kinds(room))},
+        ) from None
+    return module
+
+
+def layer_kinds(room: str) -> list[str]:
+    import pkgutil
+
+    package = importlib.import_module(f"model.{room}")
+    return sorted(m.name for m in pkgutil.iter_modules(package.__path__))
+
+
+def _layer(room: str):
+    def validate(value: Any) -> Any:
+        if isinstance(value, LayerSpec):
+            return value
+        if isinstance(value, str):
+            value = {"kind": value}
+        if not isinstance(value, dict) or not isinstance(value.get("kind"), str):
+            raise PydanticCustomError(
+                "unknown_kind", "a layer is an object with a kind; {hint}",
+                {"hint": nearest("", layer_kinds(room))},
+            )
+        module = resolve(value["kind"], room=room)
+        try:
+            return TypeAdapter(module.Spec).validate_python(value)
+        except ValidationError as error:
+            # keep the inner locations: the reader of errors extends the path with them
+            raise PydanticCustomError(
+                "nested", "invalid layer", {"errors": error.errors(include_url=False)}
+            ) from None
+
+    return validate
+
+
+def _dump(value: LayerSpec) -> Any:
+    return TypeAdapter(type(value)).dump_python(value, mode="json")
+
+
+MixerSpec = Annotated[Any, BeforeValidator(_layer("mixers")), PlainSerializer(_dump)]
+FfnSpec = Annotated[Any, BeforeValidator(_layer("ffns")), PlainSerializer(_dump)]
+
+
+@dataclass(frozen=True, kw_only=True, config=SPEC)
+class BlockSpec:
+    """One residual block: a sequence mixer, then a feed-forward layer."""
+
+    mixer: MixerSpec
+    ffn: FfnSpec
+
+
+@dataclass(frozen=True, kw_only=True, config=SPEC)
+class Parametrisation:
+    """How initialisation, learning rate, weight decay and forward scales follow the dimensions.
+
+    `mup` is muP for Adam relative to a base width (Yang et al. 2022; architectures.md section O); `standard` keeps
+    every multiplier at 1. `weight_decay_exponent` p gives matrices a decay multiplier m^p in the width multiple m:
+    1 keeps lr x decay constant (microsoft/mup, CompleteP), 0.5 is arXiv 2510.15262, 0 leaves it alone.
+    """
+
+    kind: Literal["standard", "mup"] = "mup"
+    base_d_model: int = Field(64, ge=1)
+    embed_std: float = Field(0.5, gt=0)  # guess; the tied table uses base_d_model ** -0.5 instead
+    output_multiplier: float = Field(1.0, gt=0)
+    attention_multiplier: float = Field(1.0, gt=0)
+    weight_decay_exponent: float = Field(1.0, ge=0, le=2)
+
+
+@dataclass(frozen=True, kw_only=True, config=SPEC)
+class ModelSpec:
+    """A decoder: embedding, `first` blocks, `repeat` tiled over the depth, `last` blocks, norm, readout."""
+
+    arch: str = "custom"  # a label for people; never parsed
+    d_model: int = Field(ge=1)
+    n_layers: int = Field(ge=1)
+    vocab: int = Field(256, ge=2)
+    first: tuple[BlockSpec, ...] = ()
+    repeat: tuple[BlockSpec, ...] = Field(min_length=1)
+    last: tuple[BlockSpec, ...] = ()
+    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    tied: bool = False
+    learned_positions: int | None = Field(None, ge=1)  # longest sequence of a learned position table
+    parametrisation: Parametrisation = Field(default_factory=Parametrisation)
+
+    def __post_init__(self):
+        body = self.n_layers - len(self.first) - len(self.last)
+        if body < 0 or body % len(self.repeat):
+            raise ValueError(
+                f"n_layers {self.n_layers} less {len(self.first) + len(self.last)} first and last blocks is not a "
+                f"multiple of the repeated {len(self.repeat)}; write a multiple"
+            )
+        for block in (*self.first, *self.repeat, *self.last):
+            block.mixer.sizes(self.shared_sizes)
+            block.ffn.sizes(self.shared_sizes)
+
+    @property
+    def n_repeats(self) -> int:
+        return (self.n_layers - len(self.first) - len(self.last)) // len(self.repeat)
+
+    @property
+    def blocks(self) -> tuple[BlockSpec, ...]:
+        """Every block, first layer to last."""
+        return (*self.first, *(self.repeat * self.n_repeats), *self.last)
+
+    @property
+    def shared_sizes(self) -> dict[str, int]:
+        return {"D": self.d_model, "V": self.vocab, "Z": self.n_repeats}
+
+    @property
+    def base_shared_sizes(self) -> dict[str, int]:
+        """Shared sizes of the base model that muP multiples are measured against."""
+        if self.parametrisation.kind == "standard":
+            return self.shared_sizes
+        return {**self.shared_sizes, "D": self.parametrisation.base_d_model}
+
+
+def resized(spec: ModelSpec, **changes: Any) -> ModelSpec:
+    return replace(spec, **changes)

@@ -1,0 +1,29 @@
+"""How does a user learn what to write instead?
+
+Every mistake a user can make is raised as `InputError`; the front door prints it as one line and exits with
+status 2. It lives in the lowest room because every room raises it.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """A mistake in what the user gave: the field or file, what was given, what to write instead."""
+
+    def __init__(self, field: str, given: object, instead: str):
+        self.field, self.given, self.instead = field, given, instead
+        shown = given if isinstance(given, str) else repr(given)
+        if len(shown) > 160:
+            shown = shown[:157] + "..."
+        super().__init__(f"{field}: {shown}; {instead}".replace("\n", " "))
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`did you mean ...?` for a mistyped name, or the known names when nothing is near."""
+    known = sorted(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean {close[0]}?"
+    head = ", ".join(known[:12])
+    return f"choose one of {head}" + (", ..." if len(known) > 12 else "")

@@ -1,0 +1,86 @@
+"""How is one field of a run named? By a dotted path into RunSpec.
+
+`optim.lr` is the command-line override, the sweep axis, the JSON key and the table column. Values given as text are
+parsed by the type of the field they go to.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from parallelism.errors import InputError, nearest
+from train.spec import RunSpec, from_dict, to_dict
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """`{"optim": {"lr": 1}}` -> `{"optim.lr": 1}`; list items are numbered."""
+    if isinstance(tree, dict) and tree:
+        items: Iterable[tuple[Any, Any]] = tree.items()
+    elif isinstance(tree, list) and tree:
+        items = enumerate(tree)
+    else:
+        return {prefix: tree}
+    out: dict[str, Any] = {}
+    for key, value in items:
+        out.update(flatten(value, f"{prefix}.{key}" if prefix else str(key)))
+    return out
+
+
+def known_paths(spec: RunSpec | None = None) -> list[str]:
+    """Every path of a spec, inner nodes too."""
+    if spec is None:
+        from model.archs import build
+
+        spec = RunSpec(model=build("dense"))
+    leaves = flatten(to_dict(spec))
+    inner = {p.rsplit(".", n)[0] for p in leaves for n in range(1, p.count(".") + 1)}
+    return sorted({*leaves, *inner})
+
+
+def get(spec: RunSpec, path: str) -> Any:
+    """The value at a path; raises InputError with the nearest valid path."""
+    node: Any = to_dict(spec)
+    for key in path.split("."):
+        node = _child(node, key, path, spec)
+    return node
+
+
+def put(spec: RunSpec, changes: Mapping[str, Any]) -> RunSpec:
+    """A new spec with the values at the paths replaced, all at once, then validated."""
+    tree = to_dict(spec)
+    for path, value in changes.items():
+        *parents, leaf = path.split(".")
+        node: Any = tree
+        for key in parents:
+            node = _child(node, key, path, spec)
+        _child(node, leaf, path, spec)
+        node[int(leaf) if isinstance(node, list) else leaf] = value
+    return from_dict(tree)
+
+
+def parse(text: str) -> tuple[str, Any]:
+    """`optim.lr=3e-3` -> `("optim.lr", 0.003)`; text that is no JSON stays text."""
+    path, sign, raw = text.partition("=")
+    if not sign or not path:
+        raise InputError("--set", text, "write path=value, for example optim.lr=3e-3")
+    try:
+        return path.strip(), json.loads(raw)
+    except json.JSONDecodeError:
+        return path.strip(), raw
+
+
+def override(spec: RunSpec, settings: Iterable[str]) -> RunSpec:
+    """Apply `path=value` texts. A numeral goes to a text field as text."""
+    changes = dict(parse(text) for text in settings)
+    for path, value in changes.items():
+        if isinstance(get(spec, path), str) and not isinstance(value, str):
+            changes[path] = str(value)
+    return put(spec, changes)
+
+
+def _child(node: Any, key: str, path: str, spec: RunSpec) -> Any:
+    if isinstance(node, dict) and key in node:
+        return node[key]
+    if isinstance(node, list) and key.isdigit() and int(key) < len(node):
+        return node[int(key)]
+    raise InputError(path, "no such path", nearest(path, known_paths(spec)))

@@ -1,0 +1,277 @@
+"""What does a run leave behind, and how is it read?
+
+The only file that knows the file names of a run directory (house contract): `spec.json`, `env.json`, `counts.json`,
+`metrics.jsonl`, `result.json`, `ckpt/`. Whole files are written to a temporary name and renamed; the ledger is
+append-only while a run lives and is cut back to the checkpoint's step when a run resumes, so a resumed ledger equals
+an uninterrupted one. This file imports no jax: analysis reads runs through it.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any
+
+from parallelism.errors import InputError
+
+FORMAT = 1  # of the run directory
+
+DONE, DIVERGED, FAILED = "done", "diverged", "failed"
+STATUSES = (DONE, DIVERGED, FAILED)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Atomic: temporary file in the same folder, flushed to disk, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w") as file:
+            json.dump(value, file, indent=2, allow_nan=False)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise disk_error(error, path) from error
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
+
+
+def disk_error(error: OSError, path: Path) -> Exception:
+    """A full or read-only disk is the user's to mend: say so in one line."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return InputError(str(path), "the disk is full", "free some space and run the same command again: it resumes")
+    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        return InputError(str(path), "not writable", "give --root a folder that can be written")
+    return error
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(str(path), f"not JSON ({error})", "restore the file, or remove the run directory") from None
+
+
+@dataclasses.dataclass(frozen=True)
+class RunDir:
+    """One run directory, written by the loop and read by everyone."""
+
+    path: Path
+
+    @property
+    def run_id(self) -> str:
+        return self.path.name
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "ckpt"
+
+    # -- written once at the start -------------------------------------------------------------------------------
+
+    def start(self, *, spec: dict[str, Any], env: dict[str, Any], counts: dict[str, Any]) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise disk_error(error, self.path) from error
+        self.check_format()
+        write_json(self.path / "counts.json", counts)
+        write_json(self.path / "env.json", {**env, "format": FORMAT})
+        write_json(self.path / "spec.json", spec)
+
+    def check_format(self) -> None:
+        """Refuse a directory that a newer ladder wrote, before anything is touched."""
+        path = self.path / "env.json"
+        if path.exists() and read_json(path).get("format", FORMAT) > FORMAT:
+            raise InputError(
+                str(self.path), f"written by a newer ladder (format {read_json(path)['format']})",
+                f"upgrade ladder, or give another --root; this one reads formats up to {FORMAT}",
+            )
+
+    # -- the ledger ----------------------------------------------------------------------------------------------
+
+    def ledger(self, *, resume_step: int) -> "Ledger":
+        """Open for appending after `resume_step`: later lines, from work since that checkpoint, are cut."""
+        path = self.path / "metrics.jsonl"
+        kept = [row for row in self.metrics() if row["step"] <= resume_step]
+        text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in kept)
+        temporary = path.with_name(".metrics.jsonl.cut")
+        try:
+            temporary.write_text(text)
+            os.replace(temporary, path)
+            return Ledger(open(path, "a"), path)  # noqa: SIM115  closed by Ledger.close
+        except OSError as error:
+            raise disk_error(error, path) from error
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Rows of the ledger; a half-written last line (a killed run) is left out."""
+        path = self.path / "metrics.jsonl"
+        rows = []
+        if path.exists():
+            for line in path.read_text().splitlines():
+                try:
+                    rows.append(json.loads(line))
+                except json.JSONDecodeError:
+                    break
+        return rows
+
+    # -- written once at the end ---------------------------------------------------------------------------------
+
+    def finish(self, *, status: str, metrics: dict[str, float], reason: str | None = None, **more: Any) -> None:
+        if status not in STATUSES:
+            raise ValueError(f"status {status!r} is not one of {STATUSES}")
+        metrics = {k: v for k, v in metrics.items() if v is not None and math.isfinite(v)}
+        write_json(
+            self.path / "result.json", {"status": status, "reason": reason, "metrics": metrics, **more}
+        )
+
+    def clear_result(self) -> None:
+        (self.path / "result.json").unlink(missing_ok=True)
+
+    # -- read ----------------------------------------------------------------------------------------------------
+
+    def read(self) -> "Run":
+        self.check_format()
+
+        def part(name: str) -> Any:
+            path = self.path / name
+            return read_json(path) if path.exists() else None
+
+        spec = part("spec.json")
+        if spec is None:
+            raise InputError(str(self.path), "no spec.json", "give the --root that holds run directories")
+        return Run(
+            run_id=self.run_id, path=self.path, spec=spec, env=part("env.json") or {},
+            counts=part("counts.json") or {}, result=part("result.json"),
+        )
+
+    @contextlib.contextmanager
+    def claim(self) -> Iterator[dict[str, Any] | None]:
+        """Hold this run for one process. Yields None when another living process holds it.
+
+        The lock is the kernel's (flock), so a killed owner frees it at once; the file keeps who held it. A yielded
+        dict's `taken_over` names the dead owner whose unfinished claim this one replaces.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = open(self.path / "lock", "a+")  # noqa: SIM115  closed below
+        except OSError as error:
+            raise disk_error(error, self.path) from error
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield None
+                return
+            file.seek(0)
+            before = file.read().strip()
+            owner = {"pid": os.getpid(), "host": platform.node(), "since": time.time()}
+            file.truncate(0)
+            file.write(json.dumps(owner))
+            file.flush()
+            try:
+                yield {**owner, "taken_over": json.loads(before) if before else None}
+            finally:
+                file.truncate(0)
+                file.flush()
+
+    def owner(self) -> dict[str, Any] | None:
+        """Who holds the run now, or None."""
+        path = self.path / "lock"
+        if not path.exists():
+            return None
+        with open(path) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                text = file.read().strip()
+                return json.loads(text) if text else {}
+            return None
+
+
+@dataclasses.dataclass
+class Ledger:
+    """An open metrics.jsonl: one JSON object a log point."""
+
+    file: IO[str]
+    path: Path
+
+    def append(self, row: dict[str, Any]) -> None:
+        # a missing number is missing: non-finite values never enter the ledger
+        row = {k: v for k, v in row.items() if not (isinstance(v, float) and not math.isfinite(v))}
+        try:
+            self.file.write(json.dumps(row, allow_nan=False) + "\n")
+            self.file.flush()
+        except OSError as error:
+            raise disk_error(error, self.path) from error
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self.file.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run directory as read: plain JSON values, nothing resolved."""
+
+    run_id: str
+    path: Path
+    spec: dict[str, Any]
+    env: dict[str, Any]
+    counts: dict[str, Any]
+    result: dict[str, Any] | None
+
+    @property
+    def status(self) -> str:
+        """done, diverged, failed, running (a living process holds it) or unfinished."""
+        if self.result is not None:
+            return self.result["status"]
+        return "running" if RunDir(self.path).owner() is not None else "unfinished"
+
+    def metrics(self) -> list[dict[str, Any]]:
+        return RunDir(self.path).metrics()
+
+
+def read_runs(root: Path | str) -> list[Run]:
+    """Every run under a root, by run id; raises InputError when the root is no folder."""
+    root = Path(root)
+    if not root.is_dir():
+        raise InputError("--root", str(root), "no such folder; give the folder that holds the runs")
+    paths = sorted(p.parent for p in root.glob("*/spec.json"))
+    return [RunDir(p).read() for p in paths]
+
+
+def environment() -> dict[str, Any]:
+    """Commit, dirty diff, versions, host: what a reviewer asks of a figure. Devices are added by the loop."""
+    here = Path(__file__).resolve().parent
+
+    def git(*args: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *args], cwd=here, capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    versions = {}
+    for package in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return {
+        "commit": git("rev-parse", "HEAD"), "diff": git("diff", "HEAD"), "python": sys.version.split()[0],
+        "versions": versions, "host": platform.node(), "system": platform.platform(), "cpus": os.cpu_count(),
+    }
