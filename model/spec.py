@@ -132,8 +132,13 @@ class ModelSpec:
                 f"multiple of the repeated {len(self.repeat)}; write a multiple"
             )
         for block in (*self.first, *self.repeat, *self.last):
-            block.mixer.sizes(self.shared_sizes)
-            block.ffn.sizes(self.shared_sizes)
+            for layer in (block.mixer, block.ffn):
+                layer.sizes(self.shared_sizes)
+                try:
+                    layer.sizes(self.base_shared_sizes)
+                except ValueError as error:
+                    base = self.parametrisation.base_d_model
+                    raise ValueError(f"parametrisation.base_d_model {base}: {error}") from None
 
     @property
     def n_repeats(self) -> int:

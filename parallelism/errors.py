@@ -9,14 +9,18 @@ from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """A mistake in what the user gave: the field or file, what was given, what to write instead."""
+    """A mistake in what the user gave: the field or file, what was given, what to write instead.
+
+    `given` is None where `instead` already says it (a relation between several fields).
+    """
 
     def __init__(self, field: str, given: object, instead: str):
         self.field, self.given, self.instead = field, given, instead
         shown = given if isinstance(given, str) else repr(given)
         if len(shown) > 160:
             shown = shown[:157] + "..."
-        super().__init__(f"{field}: {shown}; {instead}".replace("\n", " "))
+        parts = [f"{field}: " if field else "", f"{shown}; " if given is not None else "", instead]
+        super().__init__("".join(parts).replace("\n", " "))
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -252,11 +252,13 @@ def input_error(error: ValidationError, *, source: str) -> InputError:
         message = "no such field; " + nearest(path, paths_of_default(path))
     elif kind in ("missing", "missing_argument", "missing_keyword_only_argument"):
         given, message = "nothing", "this field is required; write a value"
-    if isinstance(given, dict | tuple | list) or hasattr(given, "kwargs"):
-        given = "invalid"
+    elif isinstance(given, dict | tuple | list) or hasattr(given, "kwargs"):
+        given = None
     if len(rows) > 1:
         message += f" (and {len(rows) - 1} more: {', '.join(r[0] for r in rows[1:5])})"
-    field = f"{source}: {path}" if path and source != "spec" else (path or source)
+    if source == "spec":
+        source = ""
+    field = f"{source}: {path}" if path and source else (path or source)
     return InputError(field, given, _instead(message))
 
 

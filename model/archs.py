@@ -1,0 +1,87 @@
+"""Which architectures have a name? THE place: one short function per name, from one dial (the width) to a ModelSpec.
+
+The dial sets the depth through the family's shape rule, so a size of a family is one number. To add an architecture,
+write a function here; its public name is its name.
+"""
+
+import inspect
+import sys
+from collections.abc import Callable
+
+from model.spec import BlockSpec, ModelSpec, Parametrisation, resolve
+from parallelism.errors import InputError, nearest
+
+ASPECT = 64  # width per layer of the default shape rule (nanochat's dial); at least two layers
+
+
+def depth(d_model: int) -> int:
+    return max(2, round(d_model / ASPECT))
+
+
+def dense(d_model: int = 128) -> ModelSpec:
+    """Pre-norm decoder: RMSNorm, rotary grouped-query attention, SwiGLU, untied readout, muP."""
+    block = BlockSpec(
+        mixer=_mixer("attention", d_head=_d_head(d_model)), ffn=_ffn("swiglu")
+    )
+    return ModelSpec(arch="dense", d_model=d_model, n_layers=depth(d_model), repeat=(block,))
+
+
+def gpt2(d_model: int = 128) -> ModelSpec:
+    """GPT-2-style baseline: LayerNorm, learned positions, biases, GELU, tied readout, standard parametrisation."""
+    block = BlockSpec(
+        mixer=_mixer("attention", d_head=_d_head(d_model), rotary_theta=None, bias=True),
+        ffn=_ffn("gelu", bias=True),
+    )
+    return ModelSpec(
+        arch="gpt2", d_model=d_model, n_layers=depth(d_model), repeat=(block,), norm="layernorm", tied=True,
+        learned_positions=1024, parametrisation=Parametrisation(kind="standard"),
+    )
+
+
+def _mixer(kind: str, **knobs):
+    return resolve(kind, room="mixers").Spec(**knobs)
+
+
+def _ffn(kind: str, **knobs):
+    return resolve(kind, room="ffns").Spec(**knobs)
+
+
+def _d_head(d_model: int) -> int:
+    """64 from width 512 up, 16 below: several heads at every width of a small sweep."""
+    return 64 if d_model >= 512 else 16
+
+
+def names() -> list[str]:
+    return sorted(_functions())
+
+
+def build(name: str, d_model: int | None = None) -> ModelSpec:
+    """A named architecture at a width, or at its own default width."""
+    functions = _functions()
+    if name not in functions:
+        raise InputError("--arch", name, nearest(name, functions))
+    return functions[name]() if d_model is None else functions[name](d_model)
+
+
+def widths(name: str) -> list[int]:
+    """Realisable widths of a family, increasing, each about a tenth above the last or one step of its granularity."""
+    build(name)
+    out: list[int] = []
+    width = 16
+    while width <= 32768:
+        out.append(width)
+        step = 16 if width < 512 else 64
+        width += max(step, round(width * 0.1 / step) * step)
+    return out
+
+
+def _functions() -> dict[str, Callable[..., ModelSpec]]:
+    here = sys.modules[__name__]
+    return {
+        name: f
+        for name, f in inspect.getmembers(here, inspect.isfunction)
+        if f.__module__ == __name__
+        and not name.startswith("_")
+        and inspect.signature(f).return_annotation is ModelSpec
+        and name != "build"
+    }

@@ -1,0 +1,64 @@
+"""What does an architecture cost? Parameters and training FLOPs per token under named conventions.
+
+Two FLOPs per multiply-add; a training step is three forward passes (backward twice the forward). Counted from the
+declarations and from each layer's `extra_flops`; checked against the compiler's count in tests.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from model import scaling
+from model.decoder import build
+from model.spec import ModelSpec, resolve
+
+CONVENTIONS = {
+    "six_nd": "6 x all parameters",
+    "six_nd_non_embedding": "6 x parameters without embedding tables and readout (Kaplan's N)",
+    "causal_attn": "3 x forward products, attention over the causal half (Porian et al.)",
+    "full_attn": "3 x forward products, attention over all T x T scores (PaLM, Megatron)",
+    "hardware": "full_attn plus the forward pass that rematerialisation repeats",
+}
+
+
+@dataclass(frozen=True)
+class Counts:
+    """`params` by kind; `flops_per_token` of training by convention; `decode_state` in numbers per sequence."""
+
+    params: dict[str, int]
+    flops_per_token: dict[str, float]
+    decode_state: dict[str, int]
+
+
+@lru_cache(maxsize=1024)
+def count(spec: ModelSpec, *, seq_len: int, remat: str = "none") -> Counts:
+    """Counts of a spec at a sequence length; makes no array."""
+    declarations = build(spec).declarations.values()
+    total = sum(d.size for d in declarations)
+    outside = sum(d.size for d in declarations if d.role in (scaling.TABLE, scaling.READOUT))
+    products = sum(d.forward_flops for d in declarations)
+    in_blocks = sum(d.forward_flops for d in declarations if d.block)
+    extra = {causal: 0.0 for causal in (True, False)}
+    state = {"per_token": 0, "fixed": 0}
+    for block in spec.blocks:
+        for room, layer in (("mixers", block.mixer), ("ffns", block.ffn)):
+            module = resolve(layer.kind, room=room)
+            sizes = {**spec.shared_sizes, **layer.sizes(spec.shared_sizes)}
+            for causal in extra:
+                extra[causal] += module.extra_flops(layer, sizes, seq_len=seq_len, causal=causal)
+        held = resolve(block.mixer.kind, room="mixers").decode_state(
+            block.mixer, {**spec.shared_sizes, **block.mixer.sizes(spec.shared_sizes)}
+        )
+        state = {key: state[key] + held[key] for key in state}
+    # `dots` keeps every parameter product and repeats the rest
+    again = {"none": 0.0, "full": in_blocks + extra[False], "dots": extra[False]}[remat]
+    return Counts(
+        params={"total": total, "non_embedding": total - outside, "active": total},
+        flops_per_token={
+            "six_nd": 6.0 * total,
+            "six_nd_non_embedding": 6.0 * (total - outside),
+            "causal_attn": 3 * (products + extra[True]),
+            "full_attn": 3 * (products + extra[False]),
+            "hardware": 3 * (products + extra[False]) + again,
+        },
+        decode_state=state,
+    )

@@ -1,0 +1,77 @@
+"""Where does an array lie? Dims + rules + mesh -> shardings; the sharding report.
+
+Names reach the mesh in two places: the shardings of the state when it is created, and `constrainer` as called in
+model/block.py and model/decoder.py.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from parallelism.axes import AXES, letters
+from parallelism.errors import InputError
+from parallelism.rules import ACTIVATIONS, PARAMETERS
+
+Rules = Mapping[str, tuple[str, ...]]
+
+
+def partition(
+    dims: tuple[str, ...], shape: tuple[int, ...], *, rules: Rules, mesh: Mapping[str, int], what: str
+) -> PartitionSpec:
+    """The mesh axes of each dim; raises InputError where a dimension does not divide."""
+    used: set[str] = set()
+    parts: list[tuple[str, ...] | str | None] = []
+    for letter, size in zip(dims, shape, strict=True):
+        name = AXES[letter].name
+        axes = tuple(a for a in rules.get(name, ()) if mesh[a] > 1 and a not in used)
+        ways = math.prod(mesh[a] for a in axes)
+        if size % ways:
+            raise InputError(
+                f"execution.mesh.{axes[0]}", ways,
+                f"does not divide {name} ({letter} = {size}) of {what}; write a divisor of {size}, or change the size",
+            )
+        used.update(axes)
+        parts.append(None if not axes else axes[0] if len(axes) == 1 else axes)
+    return PartitionSpec(*parts)
+
+
+def parameter_sharding(
+    dims: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh, *, what: str
+) -> NamedSharding:
+    return NamedSharding(mesh, partition(dims, shape, rules=PARAMETERS, mesh=dict(mesh.shape), what=what))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows of a (B, T) batch over every replica axis; positions over the sequence axis."""
+    return NamedSharding(mesh, PartitionSpec(ACTIVATIONS["batch"], *ACTIVATIONS["time"]))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def constrainer(mesh: Mesh) -> Callable[[jax.Array, str], jax.Array]:
+    """`constrain(x, "B T D")` on a mesh; on one device it says nothing."""
+    if mesh.size == 1:
+        return lambda x, dims: x
+
+    def constrain(x: jax.Array, dims: str) -> jax.Array:
+        spec = partition(letters(dims), x.shape, rules=ACTIVATIONS, mesh=dict(mesh.shape), what=f"activation {dims}")
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+    return constrain
+
+
+def report(
+    declared: Mapping[str, tuple[tuple[str, ...], tuple[int, ...]]], mesh: Mapping[str, int]
+) -> dict[str, dict[str, object]]:
+    """By parameter path: its partition and how many devices hold a copy of each element."""
+    devices = math.prod(mesh.values())
+    rows: dict[str, dict[str, object]] = {}
+    for path, (dims, shape) in declared.items():
+        spec = partition(dims, shape, rules=PARAMETERS, mesh=mesh, what=path)
+        axes = [a for part in spec if part is not None for a in ((part,) if isinstance(part, str) else part)]
+        rows[path] = {"partition": str(tuple(spec)), "copies": devices // math.prod(mesh[a] for a in axes)}
+    return rows
