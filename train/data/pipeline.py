@@ -1,0 +1,269 @@
+"""Which batch does a step see?
+
+`open_data` returns `Data`, whose `batch(step)` is a function of (seed, step) alone: nothing is
+iterated, so resuming needs no state but the step, and any number of processes cut the same global
+batch into contiguous parts. Order comes from grain: each source's rows are shuffled anew every
+epoch, and sources are interleaved by weight. grain hands out row numbers only; the tokens are
+gathered here, all rows of a batch at once.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grain
+import numpy as np
+
+from parallelism.errors import InputError
+from train.data.corpus import Corpus, open_corpus
+from train.data.rows import Batch, Side, rows, take_side
+from train.data.split import held_out
+from train.data.tokenizers import Bytes, load_tokenizer
+from train.spec import DataSpec
+
+WHOLE = "val"  # the held-out documents of all sources together
+
+
+@dataclass(frozen=True)
+class Data:
+    """An opened DataSpec. `train` and `held_out` have one entry a source."""
+
+    spec: DataSpec
+    seed: int
+    sequences_per_batch: int
+    n_vocab: int
+    tokenizer: str
+    corpora: tuple[Corpus, ...] = field(repr=False)
+    train: tuple[Side, ...] = field(repr=False)
+    held_out: tuple[Side, ...] = field(repr=False)
+    order: Any = field(
+        repr=False
+    )  # grain MapDataset: position in the run -> row, counted through the sources
+
+    def batch(self, step: int, *, process_index: int = 0, process_count: int = 1) -> Batch:
+        """Rows p*B/n to (p+1)*B/n of a step's global batch, for process p of n: (B/n, T)."""
+        size = self._share(process_count)
+        start = step * self.sequences_per_batch + process_index * size
+        order = self.order
+        return _rows(self.train, np.array([order[i] for i in range(start, start + size)]))
+
+    @property
+    def validation_sets(self) -> tuple[str, ...]:
+        """`val`, and in a mixture `val/<i>` for the i-th source."""
+        n = len(self.held_out)
+        return (WHOLE, *(f"{WHOLE}/{i}" for i in range(n))) if n > 1 else (WHOLE,)
+
+    def validation(
+        self, tokens: int, *, name: str = WHOLE, process_index: int = 0, process_count: int = 1
+    ) -> Iterator[Batch]:
+        """About `tokens` held-out tokens in whole batches: the same rows in every run.
+
+        ceil(tokens / T) rows, or all there are, spread evenly over the documents; the last batch is
+        filled up with rows of weight 0. The seed has no part in it.
+        """
+        sides = self._sides(name)
+        size = self._share(process_count)
+        available = sum(s.n_rows for s in sides)
+        n = min(-(-tokens // self.spec.seq_len), available)
+        numbers = np.arange(n) * available // n
+
+        def batches() -> Iterator[Batch]:
+            for at in range(0, n, self.sequences_per_batch):
+                low = at + process_index * size
+                yield _padded(_rows(sides, numbers[low : low + size]), size)
+
+        return batches()
+
+    def bytes_per_token(self, name: str = WHOLE) -> float | None:
+        """UTF-8 bytes of held-out text for each token the loss asks for; None where unknown.
+
+        Bits per byte = nats per token / (ln 2 x this). Exactly 1 for bytes: the end-of-document
+        token is asked for, the first of a document is not.
+        """
+        sides = self._sides(name)
+        sizes = [s.text_bytes for s in sides]
+        if None in sizes:
+            return None
+        return sum(s or 0.0 for s in sizes) / sum(s.n_predicted for s in sides)
+
+    @property
+    def rows_per_epoch(self) -> int:
+        return sum(s.n_rows for s in self.train)
+
+    @property
+    def fingerprint(self) -> str:
+        """12 hex of ids, contents and tokeniser of all sources."""
+        joined = json.dumps([c.fingerprint for c in self.corpora])
+        return hashlib.sha256(joined.encode()).hexdigest()[:12]
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What was read, as JSON: what a run records beside its spec."""
+        sources = []
+        share = sum(s.weight for s in self.spec.sources)
+        for spec, corpus, train, val in zip(
+            self.spec.sources, self.corpora, self.train, self.held_out, strict=True
+        ):
+            sides = {"train": train, "validation": val}
+            sources.append(
+                {
+                    "kind": spec.kind,
+                    "path": spec.path,
+                    "share": spec.weight / share,
+                    "fingerprint": corpus.fingerprint,
+                    "documents": {k: s.n_documents for k, s in sides.items()},
+                    "tokens": {k: s.n_tokens for k, s in sides.items()},
+                    "bytes": {k: s.text_bytes for k, s in sides.items()},
+                    "rows_per_epoch": train.n_rows,
+                }
+            )
+        totals = {
+            unit: {side: _sum(s[unit][side] for s in sources) for side in ("train", "validation")}
+            for unit in ("documents", "tokens", "bytes")
+        }
+        return {
+            "fingerprint": self.fingerprint,
+            "tokenizer": self.tokenizer,
+            "vocab": self.n_vocab,
+            **totals,
+            "bytes_per_token": self.bytes_per_token(),
+            "rows_per_epoch": self.rows_per_epoch,
+            "sources": sources,
+        }
+
+    def position(self, step: int) -> dict[str, Any]:
+        """Where the data stands after `step` steps: goes into the checkpoint."""
+        return {"seed": self.seed, "step": step, "fingerprint": self.fingerprint}
+
+    def check_position(self, position: dict[str, Any]) -> None:
+        """Raises InputError when a checkpoint's position belongs to another corpus or seed."""
+        if position["fingerprint"] != self.fingerprint:
+            raise InputError(
+                "data.sources",
+                f"the corpus changed since the checkpoint ({position['fingerprint']} then, "
+                f"{self.fingerprint} now)",
+                "restore the files and the tokeniser, or start the run again in another --root",
+            )
+        if position["seed"] != self.seed:
+            raise InputError(
+                "seed", self.seed, f"the checkpoint was made with {position['seed']}; write that"
+            )
+
+    def _share(self, process_count: int) -> int:
+        size, rest = divmod(self.sequences_per_batch, process_count)
+        if rest:
+            raise InputError(
+                "budget.batch_tokens",
+                f"{self.sequences_per_batch} sequences for {process_count} processes",
+                f"write a multiple of {process_count * self.spec.seq_len}",
+            )
+        return size
+
+    def _sides(self, name: str) -> tuple[Side, ...]:
+        if name not in self.validation_sets:
+            raise KeyError(f"{name!r} is not one of {self.validation_sets}")
+        return self.held_out if name == WHOLE else (self.held_out[int(name.rpartition("/")[2])],)
+
+
+def open_data(
+    spec: DataSpec, *, seed: int, sequences_per_batch: int, cache: Path, vocab: int
+) -> Data:
+    """Tokenise (or find in `cache`) every source and split it; InputError names field or file.
+
+    `vocab` is the model's: ids must lie below it.
+    """
+    corpora, fields = [], []
+    # a corpus of token files brings its own ids
+    all_tokens = all(s.kind == "tokens" for s in spec.sources)
+    tokenizer = Bytes() if all_tokens else load_tokenizer(spec.tokenizer)
+    for i, source in enumerate(spec.sources):
+        fields.append(f"data.sources.{i}")
+        corpora.append(open_corpus(source, tokenizer=tokenizer, cache=cache, field=fields[i]))
+    _check_vocab(corpora, vocab=vocab)
+    masks = held_out([c.hashes_N for c in corpora], share=spec.validation, fields=fields)
+    train, val = [], []
+    for corpus, mask_N, name in zip(corpora, masks, fields, strict=True):
+        for sides, keep_N, what in ((train, ~mask_N, "training"), (val, mask_N, "validation")):
+            sides.append(take_side(corpus, keep_N=keep_N, seq_len=spec.seq_len))
+            if not sides[-1].n_rows:
+                raise InputError(
+                    name,
+                    f"{sides[-1].n_tokens} tokens of {what} text",
+                    f"shorter than one sequence of data.seq_len {spec.seq_len} and its target; add "
+                    "text, change data.validation, or write a shorter data.seq_len",
+                )
+    return Data(
+        spec=spec,
+        seed=seed,
+        sequences_per_batch=sequences_per_batch,
+        n_vocab=max(c.n_vocab for c in corpora),
+        tokenizer="tokens" if all_tokens else spec.tokenizer,
+        corpora=tuple(corpora),
+        train=tuple(train),
+        held_out=tuple(val),
+        order=_order([s.n_rows for s in train], [s.weight for s in spec.sources], seed=seed),
+    )
+
+
+def _check_vocab(corpora: list[Corpus], *, vocab: int) -> None:
+    first = corpora[0]
+    for i, corpus in enumerate(corpora):
+        if corpus.n_vocab > vocab:
+            raise InputError(
+                "model.vocab",
+                vocab,
+                f"data.sources.{i} has {corpus.n_vocab} ids; write that or more",
+            )
+        ids, expected = (
+            (corpus.n_vocab, corpus.end_of_document),
+            (first.n_vocab, first.end_of_document),
+        )
+        if ids != expected:
+            raise InputError(
+                f"data.sources.{i}",
+                f"vocabulary {ids[0]} ending documents with {ids[1]}",
+                f"data.sources.0 has {expected[0]} and {expected[1]}; use one tokeniser for all",
+            )
+
+
+def _order(n_rows: list[int], weights: list[float], *, seed: int) -> Any:
+    """position in the run -> row number, counted through the sources; endless."""
+    parts, first = [], 0
+    for i, n in enumerate(n_rows):
+        # grain shuffles epoch e with seed + e: neighbouring seeds would share shifted epochs
+        mixed = int(np.random.SeedSequence([seed, i]).generate_state(1)[0])
+        part = grain.MapDataset.range(first, first + n).seed(mixed).shuffle().repeat()
+        parts.append(part)
+        first += n
+    return parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights)
+
+
+def _rows(sides: tuple[Side, ...], numbers_B: np.ndarray) -> Batch:
+    """Rows by their number counted through the sides."""
+    if len(sides) == 1:
+        return rows(sides[0], rows_B=numbers_B)
+    ends = np.cumsum([s.n_rows for s in sides])
+    which_B = np.searchsorted(ends, numbers_B, side="right")
+    shape = (len(numbers_B), sides[0].seq_len)
+    out = Batch(*(np.empty(shape, t) for t in (np.int32, np.int32, np.int32, np.float32)))
+    for i, side in enumerate(sides):
+        pick_B = which_B == i
+        part = rows(side, rows_B=numbers_B[pick_B] - (ends[i] - side.n_rows))
+        for whole, some in zip(out, part, strict=True):
+            whole[pick_B] = some
+    return out
+
+
+def _padded(batch: Batch, size: int) -> Batch:
+    missing = size - len(batch.tokens_BT)
+    if not missing:
+        return batch
+    return Batch(*(np.pad(a, ((0, missing), (0, 0))) for a in batch))
+
+
+def _sum(values: Any) -> Any:
+    values = list(values)
+    return None if None in values else sum(values)
