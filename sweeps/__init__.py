@@ -1,0 +1,1 @@
+"""Which runs, why those, and getting them done."""
