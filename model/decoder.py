@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from model import scaling
@@ -136,8 +137,8 @@ class Model:
     tree: Any
     paths: tuple[str, ...]  # of the leaves of `tree`, in its order
 
-    def initialise(self, key: jax.Array) -> dict[str, jax.Array]:
-        return {path: initial(d, key) for path, d in self.declarations.items()}
+    def initialise(self, seed: int) -> dict[str, np.ndarray]:
+        return {path: initial(d, seed) for path, d in self.declarations.items()}
 
     def __call__(
         self, params: Params, tokens_BT: jax.Array, ctx: Context, *, dtype: Any

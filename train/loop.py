@@ -1,0 +1,277 @@
+"""How is one run trained? Top to bottom: claim, compile, restore, step, log, evaluate, checkpoint, finish."""
+
+import contextlib
+import dataclasses
+import math
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from model.count import count
+from parallelism.place import batch_sharding, replicated
+from train.checkpoint import Checkpoints
+from train.data.pipeline import Batch, Data, open_data
+from train.evaluate import evaluate
+from train.programs import Compilation, Programs, programs, resolved_execution, use_cache
+from train.record import DIVERGED, DONE, RunDir, environment
+from train.schedule import hyper
+from train.spec import RunSpec, to_dict
+from train.spec import FORMAT as SPEC_FORMAT
+from train.step import State, abstract_state, empty_window, initial_state
+from train.tracker import open_tracker
+
+# A window's mean loss this far above a uniform guess, after the warm-up, is an explosion (guess: no healthy run of
+# any size is worse than not looking at its input).
+EXPLODED = 1.25
+
+# Steps in flight before the loop waits for the oldest: enough to hide dispatch, few enough that several host devices
+# do not deadlock (jax 0.10 and 0.11 on CPU starve when collectives are dispatched without bound).
+IN_FLIGHT = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """Where a run is, for whoever shows it."""
+
+    run_id: str
+    phase: str  # compile, train, evaluate
+    step: int
+    steps: int
+    tokens: int
+    loss: float | None = None
+    tokens_per_second: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a run ended: done, diverged, interrupted (resumes), or held (another process is training it)."""
+
+    run_id: str
+    status: str
+    reason: str | None
+    metrics: dict[str, float]
+    compilations: list[Compilation]
+    skipped: bool = False
+
+
+Report = Callable[[Progress], None]
+
+
+def train(spec: RunSpec, *, root: Path, progress: Report | None = None) -> Outcome:
+    """Train a run to its end, from its last checkpoint if it has one; a finished run is returned as it stands."""
+    run = RunDir(root / spec.run_id)
+    run.check_format()
+    if (ended := _ended(run)) is not None:
+        return ended
+    lead = jax.process_index() == 0
+    with run.claim() if lead else contextlib.nullcontext({}) as held:
+        if held is None:
+            return Outcome(spec.run_id, "held", f"process {run.owner()} is training it", {}, [])
+        if (ended := _ended(run)) is not None:  # another process finished it between the two looks
+            return ended
+        return _train(spec, run, cache=root / ".cache", progress=progress or (lambda _: None))
+
+
+def _train(spec: RunSpec, run: RunDir, *, cache: Path, progress: Report) -> Outcome:
+    started = time.perf_counter()
+
+    # Programs and data
+    progress(Progress(run.run_id, "compile", 0, spec.steps, 0))
+    use_cache(cache)
+    ready, compilations = programs(spec, cache=cache)
+    data = open_data(
+        spec.data, seed=spec.seed, sequences_per_batch=spec.sequences_per_batch, cache=cache / "data",
+        vocab=spec.model.vocab,
+    )
+    place = _placer(ready)
+    counts = count(spec.model, seq_len=spec.data.seq_len, remat=spec.execution.remat)
+    flops_per_token = counts.flops_per_token["causal_attn"]
+
+    # State
+    checkpoints = Checkpoints(run.checkpoints, keep=spec.execution.keep_checkpoints)
+    found = checkpoints.restore(
+        abstract_state(ready.model), ready.shardings, say=lambda text: print(text, file=sys.stderr, flush=True)
+    )
+    if found is None:
+        step, state = 0, _spread(initial_state(ready.model, spec.seed), ready.shardings)
+    else:
+        step, state, position = found
+        data.check_position(position)
+
+    # Record
+    lead = jax.process_index() == 0
+    if lead and step == 0:
+        run.start(
+            spec={"format": SPEC_FORMAT, **to_dict(spec)},
+            env={**environment(), **_devices(spec), "data": data.manifest},
+            counts={
+                "params": counts.params, "flops_per_token": counts.flops_per_token, "tokens_planned": spec.tokens,
+                "steps_planned": spec.steps, "bytes_per_token": data.bytes_per_token,
+            },
+        )
+    ledger = run.ledger(resume_step=step) if lead else None
+    tracker = open_tracker(run.run_id, to_dict(spec), folder=str(run.path)) if lead else None
+    numbers = jax.device_put(hyper(spec), replicated(ready.mesh))
+    validation = [place(batch) for batch in data.validation(spec.evaluation.tokens)]
+    worst = EXPLODED * math.log(spec.model.vocab)
+    row: dict[str, Any] = {}
+    bad: str | None = None
+    clock, first_step = time.perf_counter(), step
+
+    def show(phase: str) -> None:
+        rate = (step - first_step) * spec.budget.batch_tokens / (time.perf_counter() - clock)
+        progress(
+            Progress(
+                run.run_id, phase, step, spec.steps, step * spec.budget.batch_tokens, row.get("loss/train"), rate
+            )
+        )
+
+    def log(*, evaluated: bool) -> None:
+        nonlocal row, state, bad
+        row, state, bad = _window(state, ready)
+        tokens = step * spec.budget.batch_tokens
+        row = {"step": step, "tokens": tokens, "flops": tokens * flops_per_token, **row}
+        loss = row.get("loss/train")
+        if bad is None and loss is not None and loss > worst and step > spec.schedule.warmup * spec.steps:
+            bad = f"exploding loss: {loss:.3f} nats at step {step}; {EXPLODED} x a uniform guess is {worst:.3f}"
+        if bad is None and evaluated:
+            show("evaluate")
+            row |= evaluate(
+                ready.evaluate, state["params"], validation, bytes_per_token=data.bytes_per_token
+            )
+        row |= {
+            "time/seconds": time.perf_counter() - started,
+            "time/tokens_per_second": (step - first_step) * spec.budget.batch_tokens / (time.perf_counter() - clock),
+        }
+        if ledger is not None and tracker is not None:
+            ledger.append(row)
+            tracker.log(row)
+        show("train")
+
+    try:
+        with _interrupts() as interrupted:
+            # Steps
+            losses: deque[jax.Array] = deque()
+            while step < spec.steps and not interrupted.is_set() and bad is None:
+                batch = place(data.batch(step, jax.process_index(), jax.process_count()))
+                state, loss = ready.step(state, numbers, batch)
+                step += 1
+                losses.append(loss)
+                if len(losses) > IN_FLIGHT:
+                    losses.popleft().block_until_ready()
+
+                # Log, evaluate
+                every = spec.evaluation.every
+                evaluated = step == spec.steps or (every is not None and step % every == 0)
+                if evaluated or step % spec.execution.log_every == 0:
+                    log(evaluated=evaluated)
+
+                # Checkpoint
+                if step % spec.execution.checkpoint_every == 0 and step < spec.steps and bad is None:
+                    checkpoints.save(step, state, data.position(step))
+
+        # End
+        if step < spec.steps and bad is None:
+            if step > first_step and step not in checkpoints.manager.all_steps():
+                checkpoints.save(step, state, data.position(step))
+            checkpoints.wait()
+            reason = f"stopped at step {step} of {spec.steps}; the same command resumes"
+            return Outcome(run.run_id, "interrupted", reason, row, compilations)
+        if step == first_step and bad is None:  # killed between the last checkpoint and the result
+            log(evaluated=True)
+        if bad is None and step > first_step:
+            checkpoints.save(step, state, data.position(step))
+        checkpoints.wait()
+        status = DONE if bad is None else DIVERGED
+        if ledger is not None and tracker is not None:
+            seconds = time.perf_counter() - started
+            made = [dataclasses.asdict(c) for c in compilations]
+            run.finish(status=status, reason=bad, metrics=row, seconds=seconds, compilations=made)
+            tracker.close(status)
+        return Outcome(run.run_id, status, bad, row, compilations)
+    finally:
+        if ledger is not None:
+            ledger.close()
+        checkpoints.close()
+
+
+def _ended(run: RunDir) -> Outcome | None:
+    """A finished run as it stands; a failed one is tried again."""
+    if not (run.path / "spec.json").exists():
+        return None
+    result = run.read().result
+    if result is None:
+        return None
+    if result["status"] not in (DONE, DIVERGED):
+        run.clear_result()
+        return None
+    return Outcome(run.run_id, result["status"], result["reason"], result["metrics"], [], skipped=True)
+
+
+def _spread(state: State, shardings: Any) -> State:
+    """Host arrays onto the mesh; every process holds the whole value and places its own shards."""
+    return jax.tree.map(
+        lambda x, s: jax.make_array_from_callback(x.shape, s, lambda index, x=x: x[index]), state, shardings
+    )
+
+
+def _placer(ready: Programs) -> Callable[[Batch], dict[str, jax.Array]]:
+    """This process's rows of a batch -> the global batch on the mesh."""
+    sharding = batch_sharding(ready.mesh)
+
+    def place(batch: Batch) -> dict[str, jax.Array]:
+        arrays = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
+        if jax.process_count() == 1:
+            return jax.device_put(arrays, sharding)
+        return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in arrays.items()}
+
+    return place
+
+
+def _window(state: State, ready: Programs) -> tuple[dict[str, float], State, str | None]:
+    """Means since the last log point, the state with an empty window, and why the run is bad if it is."""
+    sums = {name: float(value) for name, value in jax.device_get(state["window"]).items()}
+    bad = int(jax.device_get(state["bad"]))
+    state = {**state, "window": _spread(empty_window(), ready.shardings["window"])}
+    if bad:
+        return {}, state, f"non-finite loss or gradient at step {bad}"
+    n = max(1.0, sums["count"])
+    return {"loss/train": sums["loss"] / n, "stat/grad_norm": sums["grad_norm"] / n}, state, None
+
+
+def _devices(spec: RunSpec) -> dict[str, Any]:
+    devices = jax.devices()
+    return {
+        "devices": {"count": len(devices), "kind": devices[0].device_kind, "platform": devices[0].platform},
+        "processes": jax.process_count(),
+        "resolved": resolved_execution(spec),
+    }
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[threading.Event]:
+    """Ctrl-C and SIGTERM end the run after the step in hand, with a checkpoint; a second one ends it at once."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def on_signal(number: int, frame: Any) -> None:
+        if event.is_set():
+            raise KeyboardInterrupt
+        event.set()
+
+    before = {s: signal.signal(s, on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

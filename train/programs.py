@@ -1,0 +1,173 @@
+"""Which programs does a run execute, and when are they compiled? Once per distinct shape.
+
+`Programs` holds the compiled training and evaluation step of one shape. It is kept for the life of the process, found
+by `shape_key`, and compiled under a file lock with the persistent cache on, so processes that share a root never
+compile the same program twice.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from model.decoder import Model, build
+from parallelism.mesh import make_mesh
+from parallelism.place import batch_sharding, constrainer, parameter_sharding, replicated
+from train.record import disk_error
+from train.schedule import hyper
+from train.spec import RunSpec, to_dict
+from train.step import State, abstract_state, forward, train_step
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """One program made ready: `cached` when the persistent cache supplied it."""
+
+    program: str
+    shape: str
+    seconds: float
+    cached: bool
+
+
+@dataclass(frozen=True)
+class Programs:
+    model: Model
+    mesh: Mesh
+    shardings: Any  # of the state
+    step: Any  # (state, hyper, batch) -> (state, loss); donates the state
+    evaluate: Any  # (params, batch) -> (nats, weights)
+
+
+def resolved_execution(spec: RunSpec) -> dict[str, str]:
+    """What `auto` means on this platform: float32 and unrolled layers on CPU, bfloat16 and scanned elsewhere."""
+    cpu = jax.default_backend() == "cpu"
+    dtype, layers = spec.execution.compute_dtype, spec.execution.layers
+    return {
+        "compute_dtype": dtype if dtype != "auto" else "float32" if cpu else "bfloat16",
+        "layers": layers if layers != "auto" else "unroll" if cpu else "scan",
+    }
+
+
+def shape_key(spec: RunSpec) -> str:
+    """Runs with equal keys execute the same programs; only data differs."""
+    tree = to_dict(spec)
+    del tree["model"]["arch"]
+    execution = {k: tree["execution"][k] for k in ("mesh", "sequence", "remat", "accumulate")}
+    parts = [
+        tree["model"], spec.data.seq_len, spec.data.isolate_documents, spec.sequences_per_batch, execution,
+        resolved_execution(spec),
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def abstract_batch(spec: RunSpec) -> dict[str, jax.ShapeDtypeStruct]:
+    shape = (spec.sequences_per_batch, spec.data.seq_len)
+    kinds = {"tokens_BT": np.int32, "targets_BT": np.int32, "segments_BT": np.int32, "weights_BT": np.float32}
+    return {name: jax.ShapeDtypeStruct(shape, kind) for name, kind in kinds.items()}
+
+
+def state_shardings(model: Model, state: State, mesh: Mesh) -> Any:
+    """A sharding for every leaf: what is shaped like a parameter lies like it, scalars everywhere."""
+    by_path = {p: parameter_sharding(d.dims, d.shape, mesh, what=p) for p, d in model.declarations.items()}
+
+    def one(path: tuple, leaf: Any):
+        last = path[-1]
+        name = last.key if isinstance(last, jax.tree_util.DictKey) else None
+        return by_path[name] if name in by_path else replicated(mesh)
+
+    return jax.tree_util.tree_map_with_path(one, state)
+
+
+def traced(spec: RunSpec, model: Model, mesh: Mesh) -> tuple[Any, Any]:
+    """The step and the evaluation as plain functions of arrays."""
+    resolved = resolved_execution(spec)
+    loss = partial(
+        forward, model, constrain=constrainer(mesh), layers=resolved["layers"], remat=spec.execution.remat,
+        dtype=jnp.dtype(resolved["compute_dtype"]), isolate=spec.data.isolate_documents,
+    )
+    return train_step(model, loss, accumulate=spec.execution.accumulate), loss
+
+
+_READY: dict[str, Programs] = {}  # compiled programs live as long as the process, as jax's own do
+
+
+def programs(spec: RunSpec, *, cache: Path) -> tuple[Programs, list[Compilation]]:
+    """The compiled programs of a spec's shape, and what it took to make them (nothing, the second time)."""
+    key = shape_key(spec)
+    if key in _READY:
+        return _READY[key], []
+    mesh = make_mesh(spec.execution.mesh)
+    model = build(spec.model)
+    state = abstract_state(model)
+    shardings = state_shardings(model, state, mesh)
+    step, evaluate = traced(spec, model, mesh)
+    numbers = {k: jax.ShapeDtypeStruct((), v.dtype) for k, v in hyper(spec).items()}
+    batch = abstract_batch(spec)
+    rows, whole = batch_sharding(mesh), replicated(mesh)
+    # the state is donated: its memory is reused for the next one
+    steps = jax.jit(
+        step, in_shardings=(shardings, whole, rows), out_shardings=(shardings, whole), donate_argnums=0
+    )
+    evaluations = jax.jit(
+        evaluate, in_shardings=(shardings["params"], rows), out_shardings=(whole, whole)
+    )
+    with _alone(cache, key):
+        compiled_step, first = _compile("train_step", steps, (state, numbers, batch), key)
+        compiled_evaluate, second = _compile("evaluate", evaluations, (state["params"], batch), key)
+    _READY[key] = Programs(
+        model=model, mesh=mesh, shardings=shardings, step=compiled_step, evaluate=compiled_evaluate
+    )
+    return _READY[key], [first, second]
+
+
+def use_cache(cache: Path) -> None:
+    """Turn the persistent compilation cache on, for every program however small."""
+    folder = cache / "xla"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise disk_error(error, folder) from error
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    if not _EVENTS:
+        _EVENTS.append(0)
+        jax.monitoring.register_event_listener(_on_event)
+
+
+_EVENTS: list[int] = []  # one counter of persistent-cache hits: jax reports them only to a listener
+
+
+def _on_event(event: str, **_: Any) -> None:
+    if event == "/jax/compilation_cache/cache_hits":
+        _EVENTS[0] += 1
+
+
+def _compile(name: str, function: Any, args: tuple[Any, ...], key: str) -> tuple[Any, Compilation]:
+    begun, hits = time.perf_counter(), _EVENTS[0] if _EVENTS else 0
+    compiled = function.lower(*args).compile()
+    cached = bool(_EVENTS) and _EVENTS[0] > hits
+    return compiled, Compilation(
+        program=name, shape=key, seconds=time.perf_counter() - begun, cached=cached
+    )
+
+
+@contextlib.contextmanager
+def _alone(cache: Path, key: str) -> Iterator[None]:
+    """One process compiles a shape while the others that need it wait, then read it from the cache."""
+    folder = cache / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / key, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,38 @@
+"""Who else is told? wandb mirrors the ledger when a key or offline mode is there; nothing depends on it."""
+
+import os
+from typing import Any
+
+
+class Silent:
+    def log(self, row: dict[str, Any]) -> None: ...
+
+    def close(self, status: str) -> None: ...
+
+
+class Mirror:
+    """A wandb run of the same id. A tracker that fails is silenced, not fatal: the record is local."""
+
+    def __init__(self, run_id: str, spec: dict[str, Any], *, folder: str):
+        import wandb
+
+        self.run = wandb.init(
+            project="ladder", id=run_id, name=run_id, config=spec, dir=folder, resume="allow",
+            settings=wandb.Settings(silent=True),
+        )
+
+    def log(self, row: dict[str, Any]) -> None:
+        self.run.log(row, step=row["step"])
+
+    def close(self, status: str) -> None:
+        self.run.summary["status"] = status
+        self.run.finish()
+
+
+def wanted() -> bool:
+    mode = os.environ.get("WANDB_MODE", "")
+    return mode == "offline" or (mode not in ("disabled", "dryrun") and "WANDB_API_KEY" in os.environ)
+
+
+def open_tracker(run_id: str, spec: dict[str, Any], *, folder: str) -> Silent | Mirror:
+    return Mirror(run_id, spec, folder=folder) if wanted() else Silent()
