@@ -1,0 +1,149 @@
+"""What loss will a run reach, and how sure is that? A fit and a point -> mean, interval, and where doubt comes from."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from analysis.artefact import FAILED, Fit
+from analysis.law import evaluate
+from analysis.uncertainty import statistical_sd, student_t
+from parallelism.errors import InputError, nearest
+
+RATIO_SLACK = 2.0  # tokens per parameter may leave the fitted range by this factor and still be in the domain
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """Loss at one point; sds in units of the loss. The interval is for the measured loss of one new run."""
+
+    at: dict[str, float]
+    mean: float
+    lo: float
+    hi: float
+    level: float
+    sd: dict[str, float]  # statistical, basin, form, noise
+    in_domain: bool
+    extrapolation: float | None  # compute over the largest fitted compute
+    outside: list[str]  # what leaves the domain
+    unit: str
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def text(self) -> str:
+        at = ", ".join(f"{k} {v:.4g}" for k, v in self.at.items())
+        lines = [
+            f"{at}: {self.mean:.4f} [{self.lo:.4f}, {self.hi:.4f}] {self.unit} ({self.level:.0%} interval)",
+            "sd: " + ", ".join(f"{k} {v:.4f}" for k, v in self.sd.items()),
+        ]
+        if self.extrapolation is not None:
+            lines.append(f"{self.extrapolation:.3g} times the largest fitted compute")
+        lines += [f"outside the fitted domain: {o}" for o in self.outside]
+        return "\n".join(lines)
+
+
+def parse_at(text: str) -> dict[str, float]:
+    """`N=1e9,D=2e10` -> numbers; raises InputError."""
+    out = {}
+    for part in text.split(","):
+        name, sign, value = part.partition("=")
+        try:
+            out[name.strip()] = float(value)
+        except ValueError:
+            sign = ""
+        if not sign or not np.isfinite(out.get(name.strip(), np.nan)) or out[name.strip()] <= 0:
+            raise InputError("--at", part, "write name=positive number, for example N=1e9,D=2e10")
+    return out
+
+
+def flops_per_token(fit: Fit, N: Any) -> np.ndarray:
+    """Training FLOPs per token at N parameters: 6 N, or the family's own count between its fitted sizes.
+
+    log (C / D) is interpolated against log N; beyond the fitted sizes the ratio to 6 N stays that of the nearest.
+    """
+    N = np.asarray(N, float)
+    if fit.flops_per_token is None:
+        return 6 * N
+    pairs = np.log(np.array(fit.flops_per_token))
+    excess = pairs[:, 1] - np.log(6) - pairs[:, 0]
+    # the excess over 6 N is interpolated: the same line between sizes, and constant outside them
+    return 6 * N * np.exp(np.interp(np.log(N), pairs[:, 0], excess))
+
+
+def predict(fit: Fit, at: Mapping[str, float], *, level: float | None = None) -> Prediction:
+    """The loss of one run at `at` (the law's inputs; N and C will do where the law wants N and D)."""
+    where = fit.where
+    at = {k: float(v) for k, v in at.items()}
+    needed = where.law.input_names
+    if "D" in needed and "D" not in at and {"N", "C"} <= set(at):
+        at["D"] = at["C"] / float(flops_per_token(fit, at["N"]))
+    for name in needed:
+        if name not in at:
+            raise InputError("--at", ", ".join(at), f"write a value for {name}, as in {name}=1e9")
+    for name in at:
+        if name not in (*needed, "C"):
+            raise InputError("--at", name, nearest(name, needed))
+    if fit.status == FAILED:
+        raise InputError("fit.json", "status FAILED", "fit again with more runs: this optimum is not confirmed")
+    level = level or fit.level
+    point = {name: np.array([at[name]]) for name in needed}
+    log_mean, sd = log_spread(fit, point)
+    total = float(np.sqrt(sum(v[0] ** 2 for v in sd.values())))
+    half = student_t(level, fit.dof) * total
+    mean = float(np.exp(log_mean[0]))
+    outside = _outside(fit, at)
+    beyond = extrapolation(fit, point)
+    return Prediction(
+        at={k: at[k] for k in needed}, mean=mean, lo=mean * float(np.exp(-half)), hi=mean * float(np.exp(half)),
+        level=level, sd={k: mean * float(v[0]) for k, v in sd.items()}, in_domain=not outside,
+        extrapolation=None if beyond is None else float(beyond[0]), outside=outside,
+        unit=str(fit.conventions.get("loss_unit", "")),
+    )  # fmt: skip
+
+
+def log_spread(fit: Fit, x: Mapping[str, np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Log losses (Q,) at Q points and the relative sd of each source there."""
+    where = fit.where
+    log_mean = np.log(evaluate(where, fit.theta_p, x)[0])
+    basin = np.zeros_like(log_mean)
+    if len(fit.basins) > 1:
+        weight = np.array([b["weight"] for b in fit.basins])[:, None]
+        log_KQ = np.log(evaluate(where, np.array([b["theta"] for b in fit.basins]), x))
+        basin = np.sqrt((weight * (log_KQ - (weight * log_KQ).sum(0)) ** 2).sum(0))
+    beyond = extrapolation(fit, x)
+    form = np.zeros_like(log_mean)
+    if beyond is not None:
+        # inside the data the residuals have already spoken; their sd is in the noise
+        form = fit.form * np.log(np.maximum(beyond, 1.0))
+    statistical = statistical_sd(np.log(evaluate(where, fit.samples_Sp, x)))
+    return log_mean, {
+        "statistical": statistical, "basin": basin, "form": form, "noise": np.full_like(log_mean, fit.noise["sd"]),
+    }  # fmt: skip
+
+
+def extrapolation(fit: Fit, x: Mapping[str, np.ndarray]) -> np.ndarray | None:
+    """Compute at the points over the largest fitted compute; None for laws without N and D."""
+    if "C" in x and "C" in fit.ranges:
+        return x["C"] / fit.ranges["C"][1]
+    if not {"N", "D"} <= set(x) or "C" not in fit.ranges:
+        return None
+    return flops_per_token(fit, x["N"]) * x["D"] / fit.ranges["C"][1]
+
+
+def _outside(fit: Fit, at: Mapping[str, float]) -> list[str]:
+    """Tokens per parameter, and for other inputs the input itself, beyond twice the fitted range."""
+    values = dict(at)
+    if {"N", "D"} <= set(at):
+        # size and length are meant to be extrapolated; their ratio is not
+        values = {k: v for k, v in at.items() if k not in ("N", "D", "C")} | {"D/N": at["D"] / at["N"]}
+    out = []
+    for name, value in values.items():
+        if name not in fit.ranges:
+            continue
+        low, high = fit.ranges[name]
+        if not low / RATIO_SLACK <= value <= high * RATIO_SLACK:
+            out.append(f"{name} {value:.3g} against {low:.3g} to {high:.3g}")
+    return out

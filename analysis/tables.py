@@ -1,0 +1,170 @@
+"""What was measured, as rows? A runs folder, a CSV, a JSON Lines or a Parquet file -> one dict a row.
+
+Values are as found: numbers where the text is a number, None where there is nothing. Nothing is dropped here and
+the input is never written to.
+"""
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from parallelism.errors import InputError
+from train.record import Run, read_runs
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of one source. `is_runs`: rows are ladder's own runs, with status and conventions."""
+
+    source: str
+    rows: tuple[dict[str, Any], ...]
+    is_runs: bool
+
+    @property
+    def columns(self) -> list[str]:
+        return list(dict.fromkeys(name for row in self.rows for name in row))
+
+    def to_json(self) -> list[dict[str, Any]]:
+        return list(self.rows)
+
+    def text(self, columns: list[str] | None = None) -> str:
+        """A table for people: chosen columns, or those that differ between rows and the results."""
+        if not self.rows:
+            return f"{self.source}: no runs yet"
+        always = ["run_id", "status", "N", "D", "loss/train", "loss/val", "bpb/val"]
+        if columns is None:
+            first = {name: self.rows[0].get(name) for name in self.columns}
+            varying = [
+                n for n in self.columns
+                if n not in always and "." in n and not n.startswith(("C.", "params.", "execution."))
+                and any(row.get(n) != first[n] for row in self.rows)
+            ]  # fmt: skip
+            columns = [*always[:4], *varying, *always[4:]]
+            columns = [c for c in columns if any(row.get(c) is not None for row in self.rows)]
+        cells = [columns, *([_cell(row.get(c)) for c in columns] for row in self.rows)]
+        widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+        return "\n".join(
+            "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in cells
+        )
+
+
+def table(root: str | Path) -> Table:
+    """Rows of `ladder table`: every dotted path of every run's spec, its status, results and costs."""
+    return Table(str(root), tuple(_run_row(run) for run in read_runs(root)), True)
+
+
+def read(source: str | Path) -> Table:
+    """A runs folder or a file, told apart by what is there; raises InputError when neither."""
+    path = Path(source)
+    if path.is_dir():
+        found = table(path)
+        if not found.rows:
+            raise InputError(str(path), "no runs in it", "give the --root of a sweep, or a CSV file")
+        return found
+    if not path.is_file():
+        raise InputError(str(path), "no such file or folder", "give a runs folder or a CSV, JSONL or Parquet file")
+    readers = {".csv": _csv, ".tsv": _csv, ".jsonl": _jsonl, ".ndjson": _jsonl, ".parquet": _parquet}
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise InputError(str(path), f"ends in {path.suffix or 'nothing'}", "give a .csv, .jsonl or .parquet file")
+    try:
+        rows = reader(path)
+    except UnicodeDecodeError:
+        raise InputError(str(path), "not UTF-8 text", "save the file as UTF-8") from None
+    if not rows:
+        raise InputError(str(path), "no rows", "give a file with a header and measurements")
+    return Table(str(path), tuple(rows), False)
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted paths of a JSON tree, as in the specs; written again here because that one imports the models."""
+    if isinstance(tree, dict) and tree:
+        items = tree.items()
+    elif isinstance(tree, list) and tree:
+        items = enumerate(tree)
+    else:
+        return {prefix: tree}
+    out: dict[str, Any] = {}
+    for key, value in items:
+        out.update(flatten(value, f"{prefix}.{key}" if prefix else str(key)))
+    return out
+
+
+def _run_row(run: Run) -> dict[str, Any]:
+    result = run.result or {}
+    metrics = dict(result.get("metrics") or {})
+    if not metrics:
+        # an unfinished run shows where it stands; its status says that this is not a result
+        last: dict[str, Any] = {}
+        for row in run.metrics():
+            last.update(row)
+        metrics = last
+    row: dict[str, Any] = {"run_id": run.run_id, "status": run.status, "reason": result.get("reason")}
+    row |= flatten({k: v for k, v in run.spec.items() if k != "format"})
+    params, per_token = run.counts.get("params", {}), run.counts.get("flops_per_token", {})
+    row |= {f"params.{k}": v for k, v in params.items()}
+    row |= {f"flops_per_token.{k}": v for k, v in per_token.items()}
+    row |= {k: v for k, v in metrics.items() if isinstance(v, int | float)}
+    tokens = metrics.get("tokens")
+    row |= {"N": params.get("total"), "D": tokens}
+    if tokens is not None:
+        row |= {f"C.{k}": v * tokens for k, v in per_token.items()}
+    return {k: v for k, v in row.items() if v is not None}
+
+
+def _csv(path: Path) -> list[dict[str, Any]]:
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+        try:
+            return [{k: _number(v) for k, v in row.items() if k is not None} for row in reader]
+        except csv.Error as error:
+            raise InputError(str(path), f"not CSV ({error})", "mend that line of the file") from None
+
+
+def _number(text: str | None) -> Any:
+    if text is None or not text.strip():
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _jsonl(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    with open(path, encoding="utf-8") as file:
+        for count, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (json.JSONDecodeError, RecursionError):
+                row = None
+            if not isinstance(row, dict):
+                raise InputError(f"{path}:{count}", line.strip()[:60], "write one JSON object a line")
+            rows.append(flatten(row) if row else {})
+    return rows
+
+
+def _parquet(path: Path) -> list[dict[str, Any]]:
+    # a slow import that no other reader needs
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.read_table(path).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        said = str(error).splitlines()[0]
+        raise InputError(str(path), f"not Parquet ({said})", "give a whole Parquet file") from None
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4f}" if 1e-2 <= abs(value) < 1e3 else f"{value:.3g}"
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 1e5:
+        return f"{value:.3g}"
+    return str(value)
