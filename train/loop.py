@@ -18,7 +18,8 @@ import numpy as np
 from model.count import count
 from parallelism.place import batch_sharding, replicated
 from train.checkpoint import Checkpoints
-from train.data.pipeline import Batch, Data, open_data
+from train.data.pipeline import open_data
+from train.data.rows import Batch
 from train.evaluate import evaluate
 from train.programs import Compilation, Programs, programs, resolved_execution, use_cache
 from train.record import DIVERGED, DONE, RunDir, environment
@@ -91,7 +92,7 @@ def _train(spec: RunSpec, run: RunDir, *, cache: Path, progress: Report) -> Outc
         spec.data, seed=spec.seed, sequences_per_batch=spec.sequences_per_batch, cache=cache / "data",
         vocab=spec.model.vocab,
     )
-    place = _placer(ready)
+    place, share = _placer(ready, spec)
     counts = count(spec.model, seq_len=spec.data.seq_len, remat=spec.execution.remat)
     flops_per_token = counts.flops_per_token["causal_attn"]
 
@@ -114,13 +115,16 @@ def _train(spec: RunSpec, run: RunDir, *, cache: Path, progress: Report) -> Outc
             env={**environment(), **_devices(spec), "data": data.manifest},
             counts={
                 "params": counts.params, "flops_per_token": counts.flops_per_token, "tokens_planned": spec.tokens,
-                "steps_planned": spec.steps, "bytes_per_token": data.bytes_per_token,
+                "steps_planned": spec.steps, "bytes_per_token": data.bytes_per_token(),
             },
         )
     ledger = run.ledger(resume_step=step) if lead else None
     tracker = open_tracker(run.run_id, to_dict(spec), folder=str(run.path)) if lead else None
     numbers = jax.device_put(hyper(spec), replicated(ready.mesh))
-    validation = [place(batch) for batch in data.validation(spec.evaluation.tokens)]
+    validation = {
+        name: [place(b) for b in data.validation(spec.evaluation.tokens, name=name, **share)]
+        for name in data.validation_sets
+    }
     worst = EXPLODED * math.log(spec.model.vocab)
     row: dict[str, Any] = {}
     bad: str | None = None
@@ -144,9 +148,14 @@ def _train(spec: RunSpec, run: RunDir, *, cache: Path, progress: Report) -> Outc
             bad = f"exploding loss: {loss:.3f} nats at step {step}; {EXPLODED} x a uniform guess is {worst:.3f}"
         if bad is None and evaluated:
             show("evaluate")
-            row |= evaluate(
-                ready.evaluate, state["params"], validation, bytes_per_token=data.bytes_per_token
-            )
+            for name, batches in validation.items():
+                row |= evaluate(
+                    ready.evaluate,
+                    state["params"],
+                    batches,
+                    name=name,
+                    bytes_per_token=data.bytes_per_token(name),
+                )
         row |= {
             "time/seconds": time.perf_counter() - started,
             "time/tokens_per_second": (step - first_step) * spec.budget.batch_tokens / (time.perf_counter() - clock),
@@ -161,7 +170,7 @@ def _train(spec: RunSpec, run: RunDir, *, cache: Path, progress: Report) -> Outc
             # Steps
             losses: deque[jax.Array] = deque()
             while step < spec.steps and not interrupted.is_set() and bad is None:
-                batch = place(data.batch(step, jax.process_index(), jax.process_count()))
+                batch = place(data.batch(step, **share))
                 state, loss = ready.step(state, numbers, batch)
                 step += 1
                 losses.append(loss)
@@ -223,17 +232,32 @@ def _spread(state: State, shardings: Any) -> State:
     )
 
 
-def _placer(ready: Programs) -> Callable[[Batch], dict[str, jax.Array]]:
-    """This process's rows of a batch -> the global batch on the mesh."""
+def _placer(ready: Programs, spec: RunSpec) -> tuple[Callable[[Batch], dict[str, jax.Array]], dict[str, int]]:
+    """(this process's rows of a batch -> the global batch on the mesh, which rows those are).
+
+    A process reads only its own rows where its devices hold exactly those; on a mesh whose replicas span processes
+    every process reads the whole batch and places the shards it holds.
+    """
     sharding = batch_sharding(ready.mesh)
+    shape = (spec.sequences_per_batch, spec.data.seq_len)
+    processes, index = jax.process_count(), jax.process_index()
+    if processes == 1:
+        return lambda batch: jax.device_put(batch._asdict(), sharding), {}
+    held = {s[0].indices(shape[0])[:2] for s in sharding.addressable_devices_indices_map(shape).values()}
+    low, high = min(a for a, _ in held), max(b for _, b in held)
+    size = shape[0] // processes
+    if shape[0] % processes == 0 and (low, high) == (index * size, (index + 1) * size):
 
-    def place(batch: Batch) -> dict[str, jax.Array]:
-        arrays = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
-        if jax.process_count() == 1:
-            return jax.device_put(arrays, sharding)
-        return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in arrays.items()}
+        def local(batch: Batch) -> dict[str, jax.Array]:
+            make = jax.make_array_from_process_local_data
+            return {k: make(sharding, v, shape) for k, v in batch._asdict().items()}
 
-    return place
+        return local, {"process_index": index, "process_count": processes}
+
+    def whole(batch: Batch) -> dict[str, jax.Array]:
+        return _spread(batch._asdict(), {k: sharding for k in batch._asdict()})
+
+    return whole, {}
 
 
 def _window(state: State, ready: Programs) -> tuple[dict[str, float], State, str | None]:

@@ -143,6 +143,16 @@ class RunDir:
     def clear_result(self) -> None:
         (self.path / "result.json").unlink(missing_ok=True)
 
+    def record_attempt(self, *, reason: str, **more: Any) -> None:
+        """One line in attempts.jsonl for an attempt that ended in a crash: when, why, and what the launcher adds."""
+        row = {"time": time.time(), "reason": reason, **more}
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with open(self.path / "attempts.jsonl", "a") as file:
+                file.write(json.dumps(row, allow_nan=False) + "\n")
+        except OSError as error:
+            raise disk_error(error, self.path) from error
+
     # -- read ----------------------------------------------------------------------------------------------------
 
     def read(self) -> "Run":

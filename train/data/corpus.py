@@ -93,7 +93,12 @@ def open_corpus(
                             _index(maps, folder, field=field)
                     arrays = _load(kept)
         except OSError as error:
-            raise disk_error(error, kept) from error
+            mended = disk_error(error, kept)
+            if mended is not error:
+                raise mended from error
+            raise InputError(
+                str(kept), f"cannot be written ({error})", "give --root a folder that can be"
+            ) from error
     if arrays is None:
         raise InputError(str(kept), "unreadable after it was written", "check the disk")
     return _corpus(kept, arrays, maps)

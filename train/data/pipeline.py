@@ -21,7 +21,7 @@ from parallelism.errors import InputError
 from train.data.corpus import Corpus, open_corpus
 from train.data.rows import Batch, Side, rows, take_side
 from train.data.split import held_out
-from train.data.tokenizers import Bytes, load_tokenizer
+from train.data.tokenizers import load_tokenizer
 from train.spec import DataSpec
 
 WHOLE = "val"  # the held-out documents of all sources together
@@ -176,13 +176,14 @@ def open_data(
     `vocab` is the model's: ids must lie below it.
     """
     corpora, fields = [], []
-    # a corpus of token files brings its own ids
-    all_tokens = all(s.kind == "tokens" for s in spec.sources)
-    tokenizer = Bytes() if all_tokens else load_tokenizer(spec.tokenizer)
+    tokenizer = load_tokenizer(spec.tokenizer)
+    # token files bring their own ids; only a tokeniser that was asked for must agree with them
+    any_ids = spec.tokenizer == "bytes" and all(s.kind == "tokens" for s in spec.sources)
     for i, source in enumerate(spec.sources):
         fields.append(f"data.sources.{i}")
         corpora.append(open_corpus(source, tokenizer=tokenizer, cache=cache, field=fields[i]))
-    _check_vocab(corpora, vocab=vocab)
+    expected = corpora[0] if any_ids else tokenizer
+    _check_vocab(corpora, vocab=vocab, expected=(expected.n_vocab, expected.end_of_document))
     masks = held_out([c.hashes_N for c in corpora], share=spec.validation, fields=fields)
     train, val = [], []
     for corpus, mask_N, name in zip(corpora, masks, fields, strict=True):
@@ -200,7 +201,7 @@ def open_data(
         seed=seed,
         sequences_per_batch=sequences_per_batch,
         n_vocab=max(c.n_vocab for c in corpora),
-        tokenizer="tokens" if all_tokens else spec.tokenizer,
+        tokenizer="tokens" if any_ids else spec.tokenizer,
         corpora=tuple(corpora),
         train=tuple(train),
         held_out=tuple(val),
@@ -208,8 +209,7 @@ def open_data(
     )
 
 
-def _check_vocab(corpora: list[Corpus], *, vocab: int) -> None:
-    first = corpora[0]
+def _check_vocab(corpora: list[Corpus], *, vocab: int, expected: tuple[int, int]) -> None:
     for i, corpus in enumerate(corpora):
         if corpus.n_vocab > vocab:
             raise InputError(
@@ -217,20 +217,21 @@ def _check_vocab(corpora: list[Corpus], *, vocab: int) -> None:
                 vocab,
                 f"data.sources.{i} has {corpus.n_vocab} ids; write that or more",
             )
-        ids, expected = (
-            (corpus.n_vocab, corpus.end_of_document),
-            (first.n_vocab, first.end_of_document),
-        )
+        ids = (corpus.n_vocab, corpus.end_of_document)
         if ids != expected:
             raise InputError(
                 f"data.sources.{i}",
                 f"vocabulary {ids[0]} ending documents with {ids[1]}",
-                f"data.sources.0 has {expected[0]} and {expected[1]}; use one tokeniser for all",
+                f"the rest has {expected[0]} and {expected[1]}; use one tokeniser for all, and "
+                "name it in data.tokenizer",
             )
 
 
 def _order(n_rows: list[int], weights: list[float], *, seed: int) -> Any:
-    """position in the run -> row number, counted through the sources; endless."""
+    """position in the run -> row number, counted through the sources; endless.
+
+    grain rounds the ratio of weights to a hundredth of the smallest.
+    """
     parts, first = [], 0
     for i, n in enumerate(n_rows):
         # grain shuffles epoch e with seed + e: neighbouring seeds would share shifted epochs

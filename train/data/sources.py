@@ -73,7 +73,7 @@ def files_of(source: SourceSpec, *, field: str) -> list[SourceFile]:
         return [SourceFile(given.name, given)]
     if glob.has_magic(path) and not given.exists():
         names = glob.glob(str(given), recursive=True)
-        base = Path(str(given)[: _first_magic(str(given))]).parent
+        base = Path(os.path.dirname(str(given)[: _first_magic(str(given))]))
         found = [Path(n) for n in names if Path(n).is_file()]
         if source.kind == "tokens":  # the pattern may match the sidecars too
             found = [f for f in found if f.name.endswith(endings)]
