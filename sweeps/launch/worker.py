@@ -1,0 +1,91 @@
+"""What does a worker process do? It trains one cell after another, so programs stay compiled.
+
+Commands come as JSON lines on stdin, events go as JSON lines to what was stdout; anything else that
+prints goes to stderr. The end of stdin means that the parent is gone: the run in hand is
+checkpointed and the worker ends. An exception that is not the user's to mend ends the worker after
+it was told, because the state of the runtime behind it is unknown.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+GONE = 3  # exit status after an unexpected exception, which was told on stdout before
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--root", type=Path, required=True)
+    parser.add_argument("--cores", default="")
+    args = parser.parse_args()
+    if args.cores and hasattr(os, "sched_setaffinity"):
+        # before jax starts: its thread pool is as large as the cores it sees
+        os.sched_setaffinity(0, [int(core) for core in args.cores.split(",")])
+    events = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+
+    def tell(event: str, **fields: Any) -> None:
+        events.write(json.dumps({"event": event, **fields}) + "\n")
+
+    commands: queue.Queue[dict[str, Any] | None] = queue.Queue()
+    threading.Thread(target=_listen, args=(commands,), daemon=True).start()
+    try:
+        from train.loop import train  # jax starts here, in this process only
+
+        tell("ready", pid=os.getpid())
+        while (command := commands.get()) is not None:
+            status = _cell(command, train, root=args.root, tell=tell)
+            if status is not None:
+                return status
+        return 0
+    except (KeyboardInterrupt, BrokenPipeError):
+        return 128 + signal.SIGINT
+
+
+def _cell(command: dict[str, Any], train: Any, *, root: Path, tell: Any) -> int | None:
+    """Train one cell; gives the exit status where the worker must end."""
+    from parallelism.errors import InputError
+    from train.spec import from_dict
+
+    started = time.monotonic()
+    run_id = command["run_id"]
+
+    def progress(p: Any) -> None:
+        tell("progress", **dataclasses.asdict(p))
+
+    try:
+        outcome = train(from_dict(command["spec"]), root=root, progress=progress)
+    except InputError as error:
+        tell("input_error", run_id=run_id, reason=str(error))
+        return None
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(last.filename).name}:{last.lineno}"
+        traceback.print_exc()
+        tell("crash", run_id=run_id, reason=f"{type(error).__name__} at {where}: {error}")
+        return GONE
+    tell("outcome", seconds=time.monotonic() - started, **dataclasses.asdict(outcome))
+    return None
+
+
+def _listen(commands: "queue.Queue[dict[str, Any] | None]") -> None:
+    for line in sys.stdin:
+        commands.put(json.loads(line))
+    # the parent is gone or wants no more: end what is in hand as Ctrl-C would
+    commands.put(None)
+    main_thread = threading.main_thread().ident
+    if main_thread is not None:
+        signal.pthread_kill(main_thread, signal.SIGINT)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
