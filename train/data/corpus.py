@@ -6,7 +6,7 @@ A token source keeps only the index; its tokens stay where they are.
 
 The key is made of paths, sizes and times of the files, the column and the tokeniser: starting again
 reads no content (674 files of the standard library: 10 ms). A changed file changes the key. The
-content's own sha256, taken while tokenising, is in `meta.json` and is what runs record. Kept files
+content's own sha256, taken while tokenising, is in `meta` and is what runs record. Kept files
 are checked by size, and by checksum up to `CHECKED_BYTES`; a damaged one is rebuilt. Building holds
 a kernel lock on the key, so processes that start together tokenise once; a killed builder frees the
 lock and its partial folder is removed by the next.
@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -80,18 +81,18 @@ def open_corpus(
             files, FORMAT, source.kind, source.column, tokenizer.name, tokenizer.fingerprint
         )
     kept = Path(cache) / key
-    arrays = _load(kept)
-    if arrays is None:
+    loaded = _load(kept)
+    if loaded is None:
         try:
             with _locked(kept):
-                arrays = _load(kept)
-                if arrays is None:
+                loaded = _load(kept)
+                if loaded is None:
                     with _replacing(kept) as folder:
                         if maps is None:
                             _tokenise(source, tokenizer, folder, field=field)
                         else:
                             _index(maps, folder, field=field)
-                    arrays = _load(kept)
+                    loaded = _load(kept)
         except OSError as error:
             mended = disk_error(error, kept)
             if mended is not error:
@@ -99,15 +100,9 @@ def open_corpus(
             raise InputError(
                 str(kept), f"cannot be written ({error})", "give --root a folder that can be"
             ) from error
-    if arrays is None:
+    if loaded is None:
         raise InputError(str(kept), "unreadable after it was written", "check the disk")
-    return _corpus(kept, arrays, maps)
-
-
-def _corpus(
-    kept: Path, arrays: dict[str, np.ndarray], maps: list[tokens.TokenFile] | None
-) -> Corpus:
-    meta = json.loads((kept / "meta.json").read_text())
+    meta, arrays = loaded
     if maps is None:
         held, total = (arrays["tokens"],), None
     else:
@@ -196,7 +191,7 @@ def _narrowest(n_vocab: int) -> str:
 
 
 def _finish(folder: Path, arrays: dict[str, np.ndarray], **meta: object) -> None:
-    """Save the index, then meta.json with the size and checksum of every file."""
+    """Save the index, then meta with the size and checksum of every file."""
     for name, values in arrays.items():
         np.save(folder / f"{name}.npy", values)
     files = {}
@@ -205,8 +200,9 @@ def _finish(folder: Path, arrays: dict[str, np.ndarray], **meta: object) -> None
             os.fsync(file.fileno())
         size = path.stat().st_size
         files[path.name] = {"size": size, "crc32": _crc32(path) if size <= CHECKED_BYTES else None}
-    with open(folder / "meta.json", "w") as file:
-        file.write(json.dumps({**meta, "files": files}))
+    about = json.dumps({**meta, "files": files})
+    with open(folder / "meta", "w") as file:
+        file.write(f"{zlib.crc32(about.encode()):08x} {about}")
         file.flush()
         os.fsync(file.fileno())
 
@@ -242,10 +238,13 @@ def _replacing(kept: Path) -> Iterator[Path]:
 # -- reading ---------------------------------------------------------------------------------------
 
 
-def _load(kept: Path) -> dict[str, np.ndarray] | None:
-    """The kept arrays by name, memory-mapped; None when there are none, or they are damaged."""
+def _load(kept: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
+    """meta and the kept arrays, memory-mapped; None when there are none, or they are damaged."""
     try:
-        meta = json.loads((kept / "meta.json").read_text())
+        crc32, _, about = (kept / "meta").read_text().partition(" ")
+        if int(crc32, 16) != zlib.crc32(about.encode()):
+            return None
+        meta = json.loads(about)
         arrays = {}
         for name, expected in meta["files"].items():
             path = kept / name
@@ -257,6 +256,6 @@ def _load(kept: Path) -> dict[str, np.ndarray] | None:
                 arrays[path.stem] = np.load(path, mmap_mode="r").view(np.ndarray)
             else:
                 arrays[path.stem] = np.memmap(path, meta["dtype"], "r").view(np.ndarray)
-        return arrays
+        return meta, arrays
     except (OSError, ValueError, KeyError, TypeError):
         return None
