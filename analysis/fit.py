@@ -24,6 +24,7 @@ from parallelism.errors import InputError
 PILOT_DELTA = 0.01  # before the noise is known: above the noise of any language model's final loss (0.1 to 0.6 %)
 LEAST_DELTA = 1e-4  # noise-free points would make the objective an absolute value
 AGREE = 1e-6  # relative difference of objectives that is the same optimum
+ZERO = 1e-20  # per row: residuals of 1e-10 are those of noise-free points
 FLAT = 1.0  # a direction known to no better than a factor of e is not identified
 COLLINEAR = 0.05  # inputs vary by less than 5 % off one line: the terms cannot be told apart
 MULTIMODAL_GAP = 2.0  # in log likelihood: an optimum this near is not rejected
@@ -61,13 +62,13 @@ def fit(
             again = solve(where, x, y=y, weights=ones, starts_Pp=best[None], delta=delta)
             best = _best(again, law)
         origin = f"1.345 x noise of {noise.sd:.2e}"
-        found = solve(where, x, y=y, weights=ones, starts_Pp=np.concatenate([first, best[None]]), delta=delta)
+        found = solve(where, x, y=y, weights=ones, starts_Pp=pilot.theta_Pp, delta=delta)
         best = _best(found, law)
     else:
         found = pilot
     noise = noise_of(y - _log(where, best, x), parameters=p)
     objective = found.objective_P.min()
-    agree = int(((found.objective_P <= objective * (1 + AGREE) + 1e-25) & found.converged_P).sum())
+    agree = int(((found.objective_P <= objective * (1 + AGREE) + ZERO * len(y)) & found.converged_P).sum())
     solved = time.perf_counter()
 
     C = observations.values("C") if "C" in observations.columns else None
@@ -174,6 +175,7 @@ def _basins(
 ) -> list[dict[str, Any]]:
     """Other converged optima that the data do not reject and that predict something else far out."""
     order = np.argsort(found.objective_P, kind="stable")
+    rows = len(next(iter(x.values())))
     lowest = found.objective_P[order[0]]
     far = {name: np.array([v.max() * 10]) for name, v in x.items()}
     kept = [order[0]]
@@ -183,7 +185,7 @@ def _basins(
         if not found.converged_P[i] or worse > MULTIMODAL_GAP:
             continue
         prediction = np.log(evaluate(where, found.theta_Pp[i], far)[0, 0])
-        if found.objective_P[i] <= lowest * (1 + AGREE) + 1e-25:
+        if found.objective_P[i] <= lowest * (1 + AGREE) + ZERO * rows:
             continue
         if min(abs(prediction - q) for q in predictions) > noise_sd:
             kept.append(i)

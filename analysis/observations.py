@@ -23,7 +23,9 @@ from parallelism.errors import InputError, nearest
 SIX_ND = "six_nd"  # the convention C = 6 N D, the only one a file of N and D has
 DEFAULT_CONVENTION = "causal_attn"
 # dotted paths of a spec within which one law can hold in nats per token
-ONE_VALUE = ("data.tokenizer", "data.seq_len", "data.sources", "model.arch", "schedule.kind")
+ONE_VALUE = (
+    "data.tokenizer", "data.seq_len", "data.sources", "data.fingerprint", "model.arch", "schedule.kind",
+)
 
 
 @dataclass(frozen=True)

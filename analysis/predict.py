@@ -9,6 +9,7 @@ import numpy as np
 
 from analysis.artefact import FAILED, Fit
 from analysis.law import evaluate
+from analysis.optimum import Family
 from analysis.uncertainty import statistical_sd, student_t
 from parallelism.errors import InputError, nearest
 
@@ -59,18 +60,18 @@ def parse_at(text: str) -> dict[str, float]:
     return out
 
 
-def flops_per_token(fit: Fit, N: Any) -> np.ndarray:
-    """Training FLOPs per token at N parameters: 6 N, or the family's own count between its fitted sizes.
-
-    log (C / D) is interpolated against log N; beyond the fitted sizes the ratio to 6 N stays that of the nearest.
-    """
-    N = np.asarray(N, float)
+def family(fit: Fit) -> Family:
+    """FLOPs per token between the fitted sizes; beyond them the ratio to 6 N stays that of the nearest."""
     if fit.flops_per_token is None:
-        return 6 * N
+        return Family(np.zeros(1), np.zeros(1))
     pairs = np.log(np.array(fit.flops_per_token))
-    excess = pairs[:, 1] - np.log(6) - pairs[:, 0]
-    # the excess over 6 N is interpolated: the same line between sizes, and constant outside them
-    return 6 * N * np.exp(np.interp(np.log(N), pairs[:, 0], excess))
+    return Family(pairs[:, 0], pairs[:, 1] - np.log(6) - pairs[:, 0])
+
+
+def flops_per_token(fit: Fit, N: Any) -> np.ndarray:
+    """Training FLOPs per token at N parameters in the fit's convention."""
+    of, N = family(fit), np.asarray(N, float)
+    return 6 * N * np.exp(np.interp(np.log(N), of.log_N, of.excess))
 
 
 def predict(fit: Fit, at: Mapping[str, float], *, level: float | None = None) -> Prediction:

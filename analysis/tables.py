@@ -107,6 +107,8 @@ def _run_row(run: Run) -> dict[str, Any]:
     row |= {f"params.{k}": v for k, v in params.items()}
     row |= {f"flops_per_token.{k}": v for k, v in per_token.items()}
     row |= {k: v for k, v in metrics.items() if isinstance(v, int | float)}
+    row["seconds"] = result.get("seconds", metrics.get("time/seconds"))
+    row["data.fingerprint"] = (run.env.get("data") or {}).get("fingerprint")
     tokens = metrics.get("tokens")
     row |= {"N": params.get("total"), "D": tokens}
     if tokens is not None:
