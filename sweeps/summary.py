@@ -86,7 +86,7 @@ class Summary:
             f"{self.name}: {j['done']} done, {self.skipped} ended before, "
             f"{j['diverged']} diverged, {j['failed']} failed, {j['unfinished']} unfinished",
             f"{j['seconds']:.0f} s in {len(self.sessions)} sessions, {j['retries']} retries, "
-            f"{self.compilations} train steps compiled, {j['compile_seconds']:.1f} s for all programs",
+            f"{self.compilations} train steps compiled, {j['compile_seconds']:.1f} s for programs",
         ]
         if self.goodput is not None:
             lines.append(f"{self.useful_flops:.3g} useful FLOPs, goodput {self.goodput:.0%}")

@@ -153,6 +153,14 @@ class RunDir:
         except OSError as error:
             raise disk_error(error, self.path) from error
 
+    def attempts(self) -> list[dict[str, Any]]:
+        """Attempts that ended in a crash, oldest first; a half-written last line is left out."""
+        path, rows = self.path / "attempts.jsonl", []
+        for line in path.read_text().splitlines() if path.exists() else []:
+            with contextlib.suppress(json.JSONDecodeError):
+                rows.append(json.loads(line))
+        return rows
+
     # -- read ----------------------------------------------------------------------------------------------------
 
     def read(self) -> "Run":
