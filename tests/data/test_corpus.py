@@ -64,7 +64,7 @@ def test_fingerprint_follows_content_names_and_tokeniser_but_not_the_place(sourc
     assert build(moved, cache).fingerprint != first
     path.write_bytes(before)
     assert build(moved, cache).fingerprint == first
-    path.rename(path.with_name("other.txt"))
+    path.rename(path.with_name("0000a.txt"))  # still the first
     assert build(moved, cache).fingerprint != first
     other = Bytes(fingerprint="other")
     assert open_corpus(source, tokenizer=other, cache=cache).fingerprint != first
@@ -90,8 +90,7 @@ def test_damaged_cache_is_rebuilt(source, cache, name, damage):
     assert again.ends_N.tolist() == ends
 
 
-# opens the corpus at argv[1] into argv[2]; each tokenisation adds a line to argv[3] and then waits
-# argv[4] seconds
+# argv: corpus, cache, a log that each tokenisation adds a line to, seconds it then waits
 SCRIPT = """
 import sys, time
 from pathlib import Path

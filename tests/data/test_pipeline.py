@@ -98,6 +98,24 @@ def test_validation_is_the_same_for_every_seed_batch_size_and_process_count(sour
     assert reference == served(12, 3, 1) == served(8, 1, 4)
 
 
+def test_validation_rows_are_spread_over_all_held_out_documents(source, cache):
+    data = opened(source, cache, validation=0.3)
+    everything = [r for b in data.validation(10**9) for r in as_rows(b) if sum(r[3])]
+    few = [r for b in data.validation(8 * 32) for r in as_rows(b)]
+    places = [everything.index(r) for r in few]
+    assert places == [len(everything) * i // 8 for i in range(8)]
+
+
+def test_sources_of_one_length_are_not_shuffled_alike(tmp_path):
+    same = [f"{i:031d}" for i in range(100)]  # with its end, each document is one row
+    a = write_folder(tmp_path / "a", same)
+    b = write_folder(tmp_path / "b", same)
+    data = opened((a, b), tmp_path / "c", batch=2)
+    drawn = [as_rows(data.batch(i)) for i in range(data.train[0].n_rows)]
+    alike = sum(first == second for first, second in drawn)
+    assert alike < 0.1 * len(drawn)
+
+
 def test_mixture_draws_rows_in_proportion_to_weight_and_visits_each_source_evenly(tmp_path):
     a = write_folder(tmp_path / "a", texts(120, seed=1))
     b = write_folder(tmp_path / "b", texts(60, seed=2))

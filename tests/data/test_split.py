@@ -68,6 +68,15 @@ def test_a_text_moved_for_one_source_moves_in_all():
     assert [m.tolist() for m in masks] == [[True, True, False], [True, False]]
 
 
+def test_a_text_moved_for_one_source_is_not_moved_back_for_the_next():
+    masks = held_out(
+        [np.array([2**62, 2**63], np.uint64), np.array([2, 2**62], np.uint64)],
+        share=2**-10,
+        fields=["a", "b"],
+    )
+    assert [m.tolist() for m in masks] == [[True, False], [False, True]]
+
+
 def test_one_text_however_often_cannot_be_split(tmp_path):
     source = write_folder(tmp_path / "a", ["the same text, long enough for a row of tokens"] * 3)
     with pytest.raises(

@@ -234,7 +234,7 @@ def _order(n_rows: list[int], weights: list[float], *, seed: int) -> Any:
     """
     parts, first = [], 0
     for i, n in enumerate(n_rows):
-        # grain shuffles epoch e with seed + e: neighbouring seeds would share shifted epochs
+        # a seed a source: sources of one length would be shuffled alike
         mixed = int(np.random.SeedSequence([seed, i]).generate_state(1)[0])
         part = grain.MapDataset.range(first, first + n).seed(mixed).shuffle().repeat()
         parts.append(part)
