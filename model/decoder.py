@@ -50,6 +50,13 @@ class Decoder(nnx.Module):
         self, tokens_BT: jax.Array, ctx: Context, *, dtype: Any
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Logits (B, T, V) in float32 and the sum of the layers' aux."""
+        x_BTD, aux = self.stream(tokens_BT, ctx, dtype=dtype)
+        return ctx.constrain(self._readout(self.norm(x_BTD)), "B T V"), aux
+
+    def stream(
+        self, tokens_BT: jax.Array, ctx: Context, *, dtype: Any
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The residual stream (B, T, D) after the last block, before the final norm, and aux."""
         x_BTD = self.embed[...][tokens_BT]
         if self.positions is not None:
             x_BTD = x_BTD + self.positions[...][ctx.positions_BT]
@@ -62,7 +69,7 @@ class Decoder(nnx.Module):
         ):
             x_BTD, more = run(x_BTD, ctx)
             aux = add_aux(aux, more)
-        return ctx.constrain(self._readout(self.norm(x_BTD)), "B T V"), aux
+        return x_BTD, aux
 
     def _readout(self, x_BTD: jax.Array) -> jax.Array:
         if self.readout is not None:
@@ -144,8 +151,12 @@ class Model:
         self, params: Params, tokens_BT: jax.Array, ctx: Context, *, dtype: Any
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Logits (B, T, V) float32 of tokens (B, T), and aux (`loss/` and `stat/` scalars)."""
+        return self.module(params)(tokens_BT, ctx, dtype=dtype)
+
+    def module(self, params: Params) -> Decoder:
+        """The Flax module holding these arrays."""
         state = jax.tree.unflatten(self.tree, [params[path] for path in self.paths])
-        return nnx.merge(self.graph, state)(tokens_BT, ctx, dtype=dtype)
+        return nnx.merge(self.graph, state)
 
 
 @lru_cache(maxsize=256)

@@ -1,0 +1,129 @@
+"""Do activations change by the same amount at every width? The coordinate check of a parametrisation.
+
+Train a few large steps at several widths and regress log mean |change from initialisation| on log width (Yang et al.
+2022, appendix D.1). Under muP the slopes of the residual stream and of the logits are flat; under the standard
+parametrisation they grow (measured for a plain decoder with Adam: +0.44 and +1.20). Changes are measured, not values:
+values are flat at initialisation in both.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from model.context import Context, unplaced
+from model.decoder import build
+from model.spec import ModelSpec
+from train.data.pipeline import open_data
+from train.schedule import hyper
+from train.spec import BudgetSpec, DataSpec, OptimSpec, RunSpec, ScheduleSpec
+from train.step import forward, initial_state, train_step
+
+FLAT = 0.1  # |slope| below this is flat (architectures' own threshold with a large learning rate)
+COORDINATES = ("stream", "logits")
+ROWS = 8  # sequences of the batch that is trained on
+
+
+@dataclass(frozen=True)
+class Check:
+    arch: str
+    parametrisation: str
+    widths: tuple[int, ...]
+    changes: dict[str, list[float]]  # mean |change| by coordinate, one a width
+    slopes: dict[str, float]
+    steps: int
+    seeds: int
+    lr: float
+
+    @property
+    def flat(self) -> bool:
+        return all(abs(slope) < FLAT for slope in self.slopes.values())
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.__dict__, "widths": list(self.widths), "flat": self.flat, "threshold": FLAT}
+
+    def text(self) -> str:
+        head = "width  " + "  ".join(f"{name:>10}" for name in COORDINATES)
+        rows = [
+            f"{w:5}  " + "  ".join(f"{self.changes[name][i]:10.4f}" for name in COORDINATES)
+            for i, w in enumerate(self.widths)
+        ]
+        slopes = "slope  " + "  ".join(f"{self.slopes[name]:+10.3f}" for name in COORDINATES)
+        verdict = "flat" if self.flat else "NOT flat: hyper-parameters will not transfer across width"
+        return "\n".join(
+            [
+                f"{self.arch}, {self.parametrisation}: mean |change| after {self.steps} Adam steps at lr {self.lr}, "
+                f"{self.seeds} seeds",
+                head, *rows, slopes, f"{verdict} (|slope| < {FLAT})",
+            ]
+        )
+
+
+def coordinate_check(
+    spec: RunSpec, *, cache: Path, widths: Sequence[int], lr: float = 0.01, steps: int = 5, seeds: int = 2
+) -> Check:
+    """Slopes of the change of stream and logits against width, at the depth and on the text of `spec`."""
+    data = open_data(
+        spec.data, seed=0, sequences_per_batch=ROWS, cache=cache, vocab=spec.model.vocab
+    )
+    batches = [data.batch(seed)._asdict() for seed in range(seeds)]
+    changes: dict[str, list[float]] = {name: [] for name in COORDINATES}
+    for width in widths:
+        per_seed = _changes(replace(spec.model, d_model=width), batches, lr=lr, steps=steps)
+        for i, name in enumerate(COORDINATES):
+            changes[name].append(float(np.mean([c[i] for c in per_seed])))
+    slopes = {
+        name: float(np.polyfit(np.log(widths), np.log(changes[name]), 1)[0]) for name in COORDINATES
+    }
+    return Check(
+        arch=spec.model.arch, parametrisation=spec.model.parametrisation.kind, widths=tuple(widths), changes=changes,
+        slopes=slopes, steps=steps, seeds=seeds, lr=lr,
+    )
+
+
+def _changes(
+    spec: ModelSpec, batches: list[dict[str, np.ndarray]], *, lr: float, steps: int
+) -> list[tuple[float, float]]:
+    """Mean |change| of (stream, logits) over `steps` updates on one batch of real text, for each seed's batch.
+
+    The same batch every step: the check is about the size of changes, and memorising makes them aligned.
+    """
+    rows, seq_len = batches[0]["tokens_BT"].shape
+    run = RunSpec(
+        model=spec,
+        optim=OptimSpec(lr=lr, weight_decay=0.0),
+        schedule=ScheduleSpec(kind="constant", warmup=0.0),
+        data=DataSpec(seq_len=seq_len),
+        budget=BudgetSpec(tokens=steps * rows * seq_len, batch_tokens=rows * seq_len),
+    )
+    model = build(spec)
+    loss = partial(
+        forward, model, constrain=unplaced, layers="scan", remat="none", dtype=jnp.float32, isolate=True
+    )
+
+    @jax.jit
+    def coordinates(params: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        positions_BT = jnp.broadcast_to(jnp.arange(seq_len), (rows, seq_len))
+        ctx = Context(positions_BT=positions_BT, segments_BT=batch["segments_BT"])
+        module = model.module(params)
+        stream, _ = module.stream(batch["tokens_BT"], ctx, dtype=jnp.float32)
+        logits, _ = module(batch["tokens_BT"], ctx, dtype=jnp.float32)
+        return stream, logits
+
+    step = jax.jit(train_step(model, loss, accumulate=1))
+    numbers, out = hyper(run), []
+    for seed, batch in enumerate(batches):
+        state = jax.tree.map(jnp.asarray, initial_state(model, seed))
+        before = coordinates(state["params"], batch)
+        for _ in range(steps):
+            state, _ = step(state, numbers, batch)
+        after = coordinates(state["params"], batch)
+        pairs = zip(after, before, strict=True)
+        stream, logits = (float(jnp.mean(jnp.abs(a - b))) for a, b in pairs)
+        out.append((stream, logits))
+    return out
