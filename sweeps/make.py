@@ -9,6 +9,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from pydantic import ValidationError
+
 from model import archs
 from model.count import count
 from parallelism.errors import InputError
@@ -17,7 +19,7 @@ from sweeps import transfer as transfers
 from sweeps.grid import Cell
 from sweeps.plan import Plan, PlannedRun
 from train import paths
-from train.spec import RunSpec
+from train.spec import RunSpec, input_error
 
 FIRST_WIDTH = 64  # any size of a family will do to check settings that are common to all
 
@@ -188,7 +190,11 @@ def _base(arch: str, changes: Mapping[str, Any]):
     def spec(width: int | None) -> RunSpec:
         if width is not None:
             _number("model.d_model", width, whole=True)
-        return paths.put(RunSpec(model=archs.build(arch, width), seed=0), changes)
+        try:
+            model = archs.build(arch, width)
+        except ValidationError as error:
+            raise input_error(error, source=f"{arch} at width {width}") from None
+        return paths.put(RunSpec(model=model, seed=0), changes)
 
     return spec
 

@@ -59,8 +59,8 @@ class Production:
             [
                 f"{spec.model.arch} {spec.model.d_model}x{spec.model.n_layers}: "
                 f"N={self.params['total']:.4g} (asked {asked['n']:.4g}), D={self.tokens:.4g}",
-                f"{achieved:.4g} FLOPs by {asked['convention']}, {achieved / asked['flops'] - 1:+.2%} "
-                f"off the budget, {spec.steps} steps",
+                f"{achieved:.4g} FLOPs by {asked['convention']}, "
+                f"{achieved / asked['flops'] - 1:+.2%} off the budget, {spec.steps} steps",
                 f"transfer {asked['transfer']}: lr {spec.optim.lr:.3g}, batch "
                 f"{spec.budget.batch_tokens} tokens, weight decay {spec.optim.weight_decay:.3g}",
                 *(f"note: {note}" for note in self.notes),

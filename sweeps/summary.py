@@ -6,7 +6,12 @@ compilation aside.
 """
 
 import dataclasses
+import fcntl
+import os
+import platform
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -99,24 +104,22 @@ class Summary:
 
 
 class Session:
-    """One call of the launcher: gathers what happens and keeps the summary file up to date."""
+    """One call of the launcher: gathers what happens and keeps the summary file up to date.
+
+    Two sweeps of one plan on one root share the file: each rewrites only its own session.
+    """
 
     def __init__(self, plan: Plan, root: Path):
         self.plan, self.root = plan, root
         self.path = root / "plans" / f"{plan.name}.summary.json"
-        before = read_json(self.path) if self.path.exists() else {}
-        self.before: list[dict[str, Any]] = before.get("sessions", [])
-        known = before.get("cells", {})
-        self.cells = {
-            r.run_id: known.get(r.run_id, {"status": "unfinished", "reason": None})
-            for r in plan.runs
+        self.id = f"{platform.node()}-{os.getpid()}-{time.time_ns()}"
+        self.cells: dict[str, dict[str, Any]] = {
+            r.run_id: {"status": "unfinished", "reason": None} for r in plan.runs
         }
-        for cell in self.cells.values():
-            if cell["status"] == FAILED:  # tried again
-                cell.update(status="unfinished")
         self.skipped, self.workers, self.interrupted = 0, 0, False
         self.started, self.clock = time.time(), time.monotonic()
         self.useful_seconds, self.retries = 0.0, 0
+        self.trained: list[str] = []
         self.programs: dict[str, dict[str, float]] = {}
         self.flops: dict[str, float] = {}
 
@@ -126,6 +129,7 @@ class Session:
         self._set(one, status, self._result(one).get("reason"))
 
     def end(self, one: Cell, status: str, reason: str | None) -> None:
+        self.trained.append(one.run_id)
         self._set(one, status, reason)
         self.summary()
 
@@ -145,33 +149,47 @@ class Session:
 
     def summary(self) -> Summary:
         """Everything so far, written to the summary file."""
+        with self._alone():
+            known = read_json(self.path)["sessions"] if self.path.exists() else []
+            sessions = [s for s in known if s["id"] != self.id]
+            if self.workers or not sessions:  # looking again at a finished plan is no session
+                sessions.append(self._session())
+            summary = Summary(
+                self.plan.name,
+                self.path,
+                self.cells,
+                self.skipped,
+                sessions,
+                self.interrupted,
+                sum(self.flops.values()),
+            )
+            write_json(self.path, summary.to_json())
+        return summary
+
+    def _session(self) -> dict[str, Any]:
         seconds = time.monotonic() - self.clock
-        session = {
+        return {
+            "id": self.id,
             "started": self.started,
             "seconds": seconds,
             "workers": self.workers,
             "worker_seconds": seconds * self.workers,
             "useful_seconds": self.useful_seconds,
             "retries": self.retries,
+            "trained": self.trained,
             "programs": self.programs,
         }
-        sessions = [*self.before, session] if self.workers or not self.before else self.before
-        summary = Summary(
-            self.plan.name,
-            self.path,
-            self.cells,
-            self.skipped,
-            sessions,
-            self.interrupted,
-            sum(self.flops.values()),
-        )
-        write_json(self.path, summary.to_json())
-        return summary
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        with open(self.path.with_suffix(".lock"), "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     def _set(self, one: Cell, status: str, reason: str | None) -> None:
         self.cells[one.run_id] = {"status": status, "reason": reason}
         self.flops[one.run_id] = self._result(one).get("metrics", {}).get("flops", 0.0)
 
     def _result(self, one: Cell) -> dict[str, Any]:
-        path = RunDir(self.root / one.run_id)
-        return (path.read().result or {}) if (path.path / "spec.json").exists() else {}
+        run = RunDir(self.root / one.run_id)
+        return (run.read().result or {}) if (run.path / "spec.json").exists() else {}
