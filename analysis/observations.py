@@ -170,7 +170,11 @@ def _mapping(
         if column not in known:
             raise InputError(f"--map {name}", f"no column {column} in {table.source}", nearest(column, known))
     if table.is_runs:
-        default = {"N": "params.total", "D": "tokens", "C": f"C.{convention or DEFAULT_CONVENTION}", "loss": "loss/val"}
+        # compute without embeddings goes with parameters without them
+        which = "non_embedding" if convention == "six_nd_non_embedding" else "total"
+        default = {
+            "N": f"params.{which}", "D": "tokens", "C": f"C.{convention or DEFAULT_CONVENTION}", "loss": "loss/val",
+        }  # fmt: skip
         conventions = [c.removeprefix("C.") for c in known if c.startswith("C.")]
         if "C" not in given and convention and convention not in conventions:
             raise InputError("--convention", convention, nearest(convention, conventions))

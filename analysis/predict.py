@@ -46,6 +46,38 @@ class Prediction:
         return "\n".join(lines)
 
 
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """A prediction made before its run was trained, and what was measured then."""
+
+    run_id: str
+    prediction: Prediction
+    measured: float | None  # None while the run is not done
+    flops: float | None = None
+
+    @property
+    def inside(self) -> bool | None:
+        if self.measured is None:
+            return None
+        return self.prediction.lo <= self.measured <= self.prediction.hi
+
+    def to_json(self) -> dict[str, Any]:
+        p = self.prediction
+        return {
+            "run_id": self.run_id, "predicted": p.mean, "lo": p.lo, "hi": p.hi, "measured": self.measured,
+            "inside": self.inside, "flops": self.flops, "prediction": p.to_json(),
+        }  # fmt: skip
+
+    def text(self) -> str:
+        p = self.prediction
+        head = f"{self.run_id}: predicted {p.mean:.4f} [{p.lo:.4f}, {p.hi:.4f}]"
+        if self.measured is None:
+            return head + ", not measured yet"
+        verdict = "inside" if self.inside else "OUTSIDE"
+        off = self.measured / p.mean - 1
+        return f"{head}, measured {self.measured:.4f} ({off:+.2%}): {verdict} the {p.level:.0%} interval"
+
+
 def parse_at(text: str) -> dict[str, float]:
     """`N=1e9,D=2e10` -> numbers; raises InputError."""
     out = {}

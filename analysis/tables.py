@@ -38,7 +38,7 @@ class Table:
             first = {name: self.rows[0].get(name) for name in self.columns}
             varying = [
                 n for n in self.columns
-                if n not in always and "." in n and not n.startswith(("C.", "params.", "execution."))
+                if n not in always and "." in n and not n.startswith(("C.", "params.", "flops_per_token.", "execution.", "budget.tokens", "env."))
                 and any(row.get(n) != first[n] for row in self.rows)
             ]  # fmt: skip
             columns = [*always[:4], *varying, *always[4:]]
@@ -109,11 +109,24 @@ def _run_row(run: Run) -> dict[str, Any]:
     row |= {k: v for k, v in metrics.items() if isinstance(v, int | float)}
     row["seconds"] = result.get("seconds", metrics.get("time/seconds"))
     row["data.fingerprint"] = (run.env.get("data") or {}).get("fingerprint")
+    row |= _environment(run.env)
     tokens = metrics.get("tokens")
     row |= {"N": params.get("total"), "D": tokens}
     if tokens is not None:
         row |= {f"C.{k}": v * tokens for k, v in per_token.items()}
     return {k: v for k, v in row.items() if v is not None}
+
+
+def _environment(env: dict[str, Any]) -> dict[str, Any]:
+    """What a reviewer asks of a number: which code, on what."""
+    if not env.get("commit") and not env.get("versions"):
+        return {}
+    device = env.get("devices") or {}
+    return {
+        "env.commit": env.get("commit"), "env.modified": bool(env.get("diff")), "env.python": env.get("python"),
+        "env.jax": env.get("versions", {}).get("jax"), "env.host": env.get("host"),
+        "env.device": f"{device['count']} x {device['kind']}" if device else None,
+    }  # fmt: skip
 
 
 def _csv(path: Path) -> list[dict[str, Any]]:
