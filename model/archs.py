@@ -1,6 +1,8 @@
-"""Which architectures have a name? THE place: one short function per name, from one dial (the width) to a ModelSpec.
+"""Which architectures have a name? THE place: one short function per name, from one dial (the
+width) to a ModelSpec.
 
-The dial sets the depth through the family's shape rule, so a size of a family is one number. To add an architecture,
+The dial sets the depth through the family's shape rule, so a size of a family is one number. To
+add an architecture,
 write a function here; its public name is its name.
 """
 
@@ -20,21 +22,26 @@ def depth(d_model: int) -> int:
 
 def dense(d_model: int = 128) -> ModelSpec:
     """Pre-norm decoder: RMSNorm, rotary grouped-query attention, SwiGLU, untied readout, muP."""
-    block = BlockSpec(
-        mixer=_mixer("attention", d_head=_d_head(d_model)), ffn=_ffn("swiglu")
-    )
+    block = BlockSpec(mixer=_mixer("attention", d_head=_d_head(d_model)), ffn=_ffn("swiglu"))
     return ModelSpec(arch="dense", d_model=d_model, n_layers=depth(d_model), repeat=(block,))
 
 
 def gpt2(d_model: int = 128) -> ModelSpec:
-    """GPT-2-style baseline: LayerNorm, learned positions, biases, GELU, tied readout, standard parametrisation."""
+    """GPT-2-style baseline: LayerNorm, learned positions, biases, GELU, tied readout, standard
+    parametrisation."""
     block = BlockSpec(
         mixer=_mixer("attention", d_head=_d_head(d_model), rotary_theta=None, bias=True),
         ffn=_ffn("gelu", bias=True),
     )
     return ModelSpec(
-        arch="gpt2", d_model=d_model, n_layers=depth(d_model), repeat=(block,), norm="layernorm", tied=True,
-        learned_positions=1024, parametrisation=Parametrisation(kind="standard"),
+        arch="gpt2",
+        d_model=d_model,
+        n_layers=depth(d_model),
+        repeat=(block,),
+        norm="layernorm",
+        tied=True,
+        learned_positions=1024,
+        parametrisation=Parametrisation(kind="standard"),
     )
 
 
@@ -64,7 +71,8 @@ def build(name: str, d_model: int | None = None) -> ModelSpec:
 
 
 def widths(name: str) -> list[int]:
-    """Realisable widths of a family, increasing, each about a tenth above the last or one step of its granularity."""
+    """Realisable widths of a family, increasing, each about a tenth above the last or one step of
+    its granularity."""
     build(name)
     out: list[int] = []
     width = 16

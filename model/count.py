@@ -1,6 +1,7 @@
 """What does an architecture cost? Parameters and training FLOPs per token under named conventions.
 
-Two FLOPs per multiply-add; a training step is three forward passes (backward twice the forward). Counted from the
+Two FLOPs per multiply-add; a training step is three forward passes (backward twice the forward).
+Counted from the
 declarations and from each layer's `extra_flops`; checked against the compiler's count in tests.
 """
 
@@ -22,7 +23,8 @@ CONVENTIONS = {
 
 @dataclass(frozen=True)
 class Counts:
-    """`params` by kind; `flops_per_token` of training by convention; `decode_state` in numbers per sequence."""
+    """`params` by kind; `flops_per_token` of training by convention; `decode_state` in numbers per
+    sequence."""
 
     params: dict[str, int]
     flops_per_token: dict[str, float]

@@ -1,7 +1,9 @@
 """How does a decoder run? Embedding, blocks over depth (scanned or unrolled), norm, readout.
 
-`build` gives a `Model`: the declarations of every parameter and a pure function of a flat dict of arrays keyed by
-dotted path. Layers of the repeated unit are stored stacked on a leading Z whatever way they are run, so a checkpoint
+`build` gives a `Model`: the declarations of every parameter and a pure function of a flat dict of
+arrays keyed by
+dotted path. Layers of the repeated unit are stored stacked on a leading Z whatever way they are
+run, so a checkpoint
 does not depend on the execution.
 """
 
@@ -101,7 +103,8 @@ def _rematerialised(ctx: Context, run: Any) -> Any:
         "full": jax.checkpoint_policies.nothing_saveable,
         "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     }
-    # under scan the barrier against common subexpressions is not needed (jax.checkpoint's own advice)
+    # under scan the barrier against common subexpressions is not needed (jax.checkpoint's own
+    # advice)
     return jax.checkpoint(run, policy=policies[ctx.remat], prevent_cse=ctx.layers == "unroll")
 
 
@@ -136,7 +139,8 @@ def _stacked(blocks: nnx.List, n: int, x_BTD: jax.Array, ctx: Context):
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A built architecture: declarations, and the forward pass as a pure function of a flat dict of arrays."""
+    """A built architecture: declarations, and the forward pass as a pure function of a flat dict
+    of arrays."""
 
     spec: ModelSpec
     declarations: Mapping[str, Declaration]

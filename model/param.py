@@ -1,6 +1,7 @@
 """How is a parameter declared? Once, in one line, with named dims.
 
-The only constructors of parameters. Shape, sharding, initial value, learning-rate and weight-decay multipliers, FLOPs
+The only constructors of parameters. Shape, sharding, initial value, learning-rate and weight-decay
+multipliers, FLOPs
 and the printed table are all derived from the `Declaration` that the line makes.
 """
 
@@ -54,7 +55,8 @@ class Parameter(nnx.Param):
 
 @dataclass(frozen=True)
 class Declare:
-    """Where a module declares its parameters: sizes by letter, the base model's sizes, the parametrisation."""
+    """Where a module declares its parameters: sizes by letter, the base model's sizes, the
+    parametrisation."""
 
     sizes: Mapping[str, int]
     base: Mapping[str, int]
@@ -67,16 +69,30 @@ class Declare:
     made: dict[str, Declaration] = field(default_factory=dict)
 
     def within(
-        self, name: str, *, sizes: Mapping[str, int] | None = None, base: Mapping[str, int] | None = None, **more: Any
+        self,
+        name: str,
+        *,
+        sizes: Mapping[str, int] | None = None,
+        base: Mapping[str, int] | None = None,
+        **more: Any,
     ) -> "Declare":
         """The scope of a child module, with the sizes that the child adds."""
         return replace(
-            self, path=(*self.path, name), sizes={**self.sizes, **(sizes or {})},
-            base={**self.base, **(base or {})}, **more,
+            self,
+            path=(*self.path, name),
+            sizes={**self.sizes, **(sizes or {})},
+            base={**self.base, **(base or {})},
+            **more,
         )
 
     def matrix(
-        self, name: str, dims: str, *, contract: str, role: str = scaling.HIDDEN, init: str = "normal",
+        self,
+        name: str,
+        dims: str,
+        *,
+        contract: str,
+        role: str = scaling.HIDDEN,
+        init: str = "normal",
         matmuls: float = 1.0,
     ) -> Parameter:
         """A product's weight: contracted dims lead, the produced ones follow."""
@@ -92,7 +108,9 @@ class Declare:
         """A gain (`ones`) or bias (`zeros`), multiplied or added elementwise."""
         return self._make(name, dims, "", scaling.VECTOR, init, 0.0)
 
-    def _make(self, name: str, dims: str, contract: str, role: str, init: str, matmuls: float) -> Parameter:
+    def _make(
+        self, name: str, dims: str, contract: str, role: str, init: str, matmuls: float
+    ) -> Parameter:
         path = ".".join((*self.path, name))
         if path in self.made:
             raise ValueError(f"{path} is declared twice")
@@ -101,24 +119,42 @@ class Declare:
             named = (self.stack, *named)
         contracted = letters(contract)
         scaled = scaling.scaling(
-            role, contract=contracted, sizes=self.sizes, base=self.base, rule=self.rule, n_layers=self.n_layers,
+            role,
+            contract=contracted,
+            sizes=self.sizes,
+            base=self.base,
+            rule=self.rule,
+            n_layers=self.n_layers,
             tied=self.tied,
         )
         declaration = Declaration(
-            path=path, dims=named, shape=tuple(self.sizes[d] for d in named), contract=contracted, role=role,
-            init=init, scaling=scaled, matmuls=matmuls, block=self.block,
+            path=path,
+            dims=named,
+            shape=tuple(self.sizes[d] for d in named),
+            contract=contracted,
+            role=role,
+            init=init,
+            scaling=scaled,
+            matmuls=matmuls,
+            block=self.block,
         )
         self.made[path] = declaration
-        return Parameter(jax.ShapeDtypeStruct(declaration.shape, jnp.float32), declaration=declaration)
+        return Parameter(
+            jax.ShapeDtypeStruct(declaration.shape, jnp.float32), declaration=declaration
+        )
 
 
 def initial(declaration: Declaration, seed: int) -> np.ndarray:
     """The initial value, float32, drawn on the host.
 
-    The stream is keyed by (seed, path, layer), so a value depends on no other parameter, no mesh and no platform.
-    On the host because a compiled initialiser costs a second a shape, more than the training step itself.
+    The stream is keyed by (seed, path, layer), so a value depends on no other parameter, no mesh
+    and no platform.
+    On the host because a compiled initialiser costs a second a shape, more than the training step
+    itself.
     """
-    if declaration.init == "zeros" or (declaration.init == "normal" and declaration.scaling.std == 0):
+    if declaration.init == "zeros" or (
+        declaration.init == "normal" and declaration.scaling.std == 0
+    ):
         return np.zeros(declaration.shape, np.float32)
     if declaration.init == "ones":
         return np.ones(declaration.shape, np.float32)
@@ -134,10 +170,13 @@ def initial(declaration: Declaration, seed: int) -> np.ndarray:
 
 
 def linear(x: jax.Array, weight: Parameter, *, dtype: Any = None) -> jax.Array:
-    """The one place where a matrix is applied: contracts the trailing dims of x with the leading dims of weight.
+    """The one place where a matrix is applied: contracts the trailing dims of x with the leading
+    dims of weight.
 
-    The leading dims of x are flattened: on CPU the weight gradient of a product with two batch dimensions runs two to
-    three times slower than the same product on (B*T, D). `dtype` is the result's; the default is x's.
+    The leading dims of x are flattened: on CPU the weight gradient of a product with two batch
+    dimensions runs two to
+    three times slower than the same product on (B*T, D). `dtype` is the result's; the default is
+    x's.
     """
     declaration = weight.decl
     value = weight[...]
@@ -145,7 +184,9 @@ def linear(x: jax.Array, weight: Parameter, *, dtype: Any = None) -> jax.Array:
     produced = value.shape[n:]
     fan_in = math.prod(value.shape[:n])
     y = jax.lax.dot(
-        x.reshape(-1, fan_in), value.reshape(fan_in, -1).astype(x.dtype), preferred_element_type=dtype or x.dtype
+        x.reshape(-1, fan_in),
+        value.reshape(fan_in, -1).astype(x.dtype),
+        preferred_element_type=dtype or x.dtype,
     )
     y = y.reshape(*x.shape[: x.ndim - n], *produced)
     forward = declaration.scaling.forward

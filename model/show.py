@@ -1,4 +1,5 @@
-"""What is in an architecture? The printed table: every parameter with everything derived from its one line."""
+"""What is in an architecture? The printed table: every parameter with everything derived from its
+one line."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -30,45 +31,79 @@ class Shown:
         }
 
     def text(self) -> str:
-        columns = ["path", "dims", "shape", "sharding", "init", "lr x", "wd x", "forward x", "FLOPs/token"]
+        columns = [
+            "path",
+            "dims",
+            "shape",
+            "sharding",
+            "init",
+            "lr x",
+            "wd x",
+            "forward x",
+            "FLOPs/token",
+        ]
         cells = [columns] + [
             [
-                r["path"], r["dims"], "x".join(map(str, r["shape"])), r["sharding"], r["init"],
-                _multiplier(r["lr_multiplier"]), _multiplier(r["weight_decay_multiplier"]),
-                _multiplier(r["forward_multiplier"]), f"{r['forward_flops']:.4g}",
+                r["path"],
+                r["dims"],
+                "x".join(map(str, r["shape"])),
+                r["sharding"],
+                r["init"],
+                _multiplier(r["lr_multiplier"]),
+                _multiplier(r["weight_decay_multiplier"]),
+                _multiplier(r["forward_multiplier"]),
+                f"{r['forward_flops']:.4g}",
             ]
             for r in self.rows
         ]
         widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
-        lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]
+        lines = [
+            "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
+            for row in cells
+        ]
         rule = self.spec.parametrisation
         head = (
-            f"{self.spec.arch}: d_model {self.spec.d_model}, {self.spec.n_layers} layers, vocabulary "
+            f"{self.spec.arch}: d_model {self.spec.d_model}, {self.spec.n_layers} layers, "
+            f"vocabulary "
             f"{self.spec.vocab}, parametrisation {rule.kind}"
             + (f" relative to d_model {rule.base_d_model}" if rule.kind == "mup" else "")
         )
         totals = [f"parameters  {k:22} {v:>16,}" for k, v in self.counts.params.items()]
         totals += [
-            f"FLOPs/token {k:22} {v:>16,.0f}  {CONVENTIONS[k]}" for k, v in self.counts.flops_per_token.items()
+            f"FLOPs/token {k:22} {v:>16,.0f}  {CONVENTIONS[k]}"
+            for k, v in self.counts.flops_per_token.items()
         ]
         state = self.counts.decode_state
-        totals.append(f"decode state {state['per_token']} numbers per token of context and {state['fixed']} fixed")
-        totals.append(f"(training FLOPs per token at sequences of {self.seq_len}; lr and wd multiply the run's values)")
+        totals.append(
+            f"decode state {state['per_token']} numbers per token of context and "
+            f"{state['fixed']} fixed"
+        )
+        totals.append(
+            f"(training FLOPs per token at sequences of {self.seq_len}; lr and wd multiply "
+            f"the run's values)"
+        )
         return "\n".join([head, "", *lines, "", *totals])
 
 
 def show(spec: ModelSpec, *, seq_len: int, mesh: MeshSpec | None = None) -> Shown:
-    """Describe a spec at a sequence length, sharded as on `mesh` (every strategy's axes when it is not given)."""
+    """Describe a spec at a sequence length, sharded as on `mesh` (every strategy's axes when it is
+    not given)."""
     declarations = build(spec).declarations
     sizes = (mesh or MeshSpec()).sizes
     placed = report({p: (d.dims, d.shape) for p, d in declarations.items()}, sizes)
     rows = [
         {
-            "path": d.path, "dims": " ".join(d.dims), "shape": list(d.shape), "role": d.role,
-            "contract": " ".join(d.contract), "sharding": _names(d.dims),
-            "partition": placed[d.path]["partition"], "copies": placed[d.path]["copies"],
-            "init": f"normal {d.scaling.std:.3g}" if d.init == "normal" and d.scaling.std else
-            ("zeros" if d.init == "normal" else d.init),
+            "path": d.path,
+            "dims": " ".join(d.dims),
+            "shape": list(d.shape),
+            "role": d.role,
+            "contract": " ".join(d.contract),
+            "sharding": _names(d.dims),
+            "partition": placed[d.path]["partition"],
+            "copies": placed[d.path]["copies"],
+            "init": f"normal {d.scaling.std:.3g}"
+            if d.init == "normal" and d.scaling.std
+            else ("zeros" if d.init == "normal" else d.init),
             "lr_multiplier": d.scaling.lr if d.scaling.covered else None,
             "weight_decay_multiplier": d.scaling.weight_decay if d.scaling.covered else None,
             "forward_multiplier": d.scaling.forward if d.scaling.covered else None,

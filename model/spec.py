@@ -1,7 +1,9 @@
 """What is an architecture, as a value?
 
-`ModelSpec` is frozen JSON: shared sizes, the blocks over depth, and the parametrisation. A layer kind is the name of
-a file in `model/mixers` or `model/ffns`, or the dotted name of anybody's module; its own knobs are that file's
+`ModelSpec` is frozen JSON: shared sizes, the blocks over depth, and the parametrisation. A layer
+kind is the name of
+a file in `model/mixers` or `model/ffns`, or the dotted name of anybody's module; its own knobs are
+that file's
 `Spec`. This file imports no jax (resolving a kind imports the layer's file, which does).
 """
 
@@ -60,7 +62,8 @@ def _layer(room: str):
             value = {"kind": value}
         if not isinstance(value, dict) or not isinstance(value.get("kind"), str):
             raise PydanticCustomError(
-                "unknown_kind", "a layer is an object with a kind; {hint}",
+                "unknown_kind",
+                "a layer is an object with a kind; {hint}",
                 {"hint": nearest("", layer_kinds(room))},
             )
         module = resolve(value["kind"], room=room)
@@ -95,40 +98,49 @@ class BlockSpec:
 class Parametrisation:
     """How initialisation, learning rate, weight decay and forward scales follow the dimensions.
 
-    `mup` is muP for Adam relative to a base width (Yang et al. 2022; architectures.md section O); `standard` keeps
-    every multiplier at 1. `weight_decay_exponent` p gives matrices a decay multiplier m^p in the width multiple m:
-    1 keeps lr x decay constant (microsoft/mup, CompleteP), 0.5 is arXiv 2510.15262, 0 leaves it alone.
+    `mup` is muP for Adam relative to a base width (Yang et al. 2022; architectures.md section O);
+    `standard` keeps
+    every multiplier at 1. `weight_decay_exponent` p gives matrices a decay multiplier m^p in the
+    width multiple m:
+    1 keeps lr x decay constant (microsoft/mup, CompleteP), 0.5 is arXiv 2510.15262, 0 leaves it
+    alone.
     """
 
     kind: Literal["standard", "mup"] = "mup"
-    base_d_model: int = Field(64, ge=1)
-    embed_std: float = Field(0.5, gt=0)  # guess; the tied table uses base_d_model ** -0.5 instead
-    output_multiplier: float = Field(1.0, gt=0)
-    attention_multiplier: float = Field(1.0, gt=0)
-    weight_decay_exponent: float = Field(1.0, ge=0, le=2)
+    base_d_model: int = Field(default=64, ge=1)
+    embed_std: float = Field(
+        default=0.5, gt=0
+    )  # guess; the tied table uses base_d_model ** -0.5 instead
+    output_multiplier: float = Field(default=1.0, gt=0)
+    attention_multiplier: float = Field(default=1.0, gt=0)
+    weight_decay_exponent: float = Field(default=1.0, ge=0, le=2)
 
 
 @dataclass(frozen=True, kw_only=True, config=SPEC)
 class ModelSpec:
-    """A decoder: embedding, `first` blocks, `repeat` tiled over the depth, `last` blocks, norm, readout."""
+    """A decoder: embedding, `first` blocks, `repeat` tiled over the depth, `last` blocks, norm,
+    readout."""
 
     arch: str = "custom"  # a label for people; never parsed
     d_model: int = Field(ge=1)
     n_layers: int = Field(ge=1)
-    vocab: int = Field(256, ge=2)
+    vocab: int = Field(default=256, ge=2)
     first: tuple[BlockSpec, ...] = ()
     repeat: tuple[BlockSpec, ...] = Field(min_length=1)
     last: tuple[BlockSpec, ...] = ()
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     tied: bool = False
-    learned_positions: int | None = Field(None, ge=1)  # longest sequence of a learned position table
+    learned_positions: int | None = Field(
+        default=None, ge=1
+    )  # longest sequence of a learned position table
     parametrisation: Parametrisation = Field(default_factory=Parametrisation)
 
     def __post_init__(self):
         body = self.n_layers - len(self.first) - len(self.last)
         if body < 0 or body % len(self.repeat):
             raise ValueError(
-                f"n_layers {self.n_layers} less {len(self.first) + len(self.last)} first and last blocks is not a "
+                f"n_layers {self.n_layers} less {len(self.first) + len(self.last)} first and "
+                f"last blocks is not a "
                 f"multiple of the repeated {len(self.repeat)}; write a multiple"
             )
         for block in (*self.first, *self.repeat, *self.last):

@@ -1,7 +1,9 @@
 """Which names do dimensions and mesh axes have? Names are born only here.
 
-`AXES` is the legend of array dimensions: the letter used in code (`x_BTD`, einsum `"btd,df->btf"`), the word used
-in sharding rules, and its meaning. `MeshSpec` names the axes of the device mesh. This file imports no jax.
+`AXES` is the legend of array dimensions: the letter used in code (`x_BTD`, einsum
+`"btd,df->btf"`), the word used
+in sharding rules, and its meaning. `MeshSpec` names the axes of the device mesh. This file imports
+no jax.
 """
 
 from dataclasses import dataclass as plain_dataclass
@@ -48,12 +50,12 @@ SPEC = ConfigDict(extra="forbid", arbitrary_types_allowed=True, ser_json_inf_nan
 class MeshSpec:
     """Devices along each mesh axis. The product is the number of devices the run uses."""
 
-    data: int = Field(1, ge=1)
-    fsdp: int = Field(1, ge=1)
-    tensor: int = Field(1, ge=1)
-    sequence: int = Field(1, ge=1)
-    expert: int = Field(1, ge=1)
-    pipeline: int = Field(1, ge=1)
+    data: int = Field(default=1, ge=1)
+    fsdp: int = Field(default=1, ge=1)
+    tensor: int = Field(default=1, ge=1)
+    sequence: int = Field(default=1, ge=1)
+    expert: int = Field(default=1, ge=1)
+    pipeline: int = Field(default=1, ge=1)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -75,5 +77,7 @@ def letters(dims: str) -> tuple[str, ...]:
     out = tuple(dims.split())
     for letter in out:
         if letter not in AXES:
-            raise InputError("dims", dims, f"{letter} is not in the axis table (parallelism/axes.py)")
+            raise InputError(
+                "dims", dims, f"{letter} is not in the axis table (parallelism/axes.py)"
+            )
     return out

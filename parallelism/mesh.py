@@ -1,4 +1,5 @@
-"""Which devices does a run use, and in what arrangement? MeshSpec -> jax Mesh; multi-process start-up."""
+"""Which devices does a run use, and in what arrangement? MeshSpec -> jax Mesh; multi-process
+start-up."""
 
 import os
 
@@ -9,7 +10,11 @@ from jax.sharding import AxisType, Mesh
 from parallelism.axes import MESH_AXES, MeshSpec
 from parallelism.errors import InputError
 
-READY = ("data", "fsdp", "tensor")  # axes with a strategy behind them; the others are named and refused
+READY = (
+    "data",
+    "fsdp",
+    "tensor",
+)  # axes with a strategy behind them; the others are named and refused
 
 
 def make_mesh(spec: MeshSpec) -> Mesh:
@@ -17,20 +22,26 @@ def make_mesh(spec: MeshSpec) -> Mesh:
     for name, size in spec.sizes.items():
         if size > 1 and name not in READY:
             raise InputError(
-                f"execution.mesh.{name}", size, f"this axis has no strategy yet; write 1 and use {', '.join(READY)}"
+                f"execution.mesh.{name}",
+                size,
+                f"this axis has no strategy yet; write 1 and use {', '.join(READY)}",
             )
     devices = jax.devices()
     if spec.n_devices > len(devices):
         axis = max(spec.sizes, key=lambda name: spec.sizes[name])
         raise InputError(
-            f"execution.mesh.{axis}", spec.sizes[axis],
-            f"the mesh needs {spec.n_devices} devices and there are {len(devices)} ({devices[0].platform}); write sizes "
+            f"execution.mesh.{axis}",
+            spec.sizes[axis],
+            f"the mesh needs {spec.n_devices} devices and there are {len(devices)} "
+            f"({devices[0].platform}); write sizes "
             f"whose product is at most {len(devices)}",
         )
     if jax.process_count() > 1 and spec.n_devices != len(devices):
         raise InputError(
-            "execution.mesh", spec.n_devices,
-            f"with {jax.process_count()} processes every device takes part; write sizes whose product is {len(devices)}",
+            "execution.mesh",
+            spec.n_devices,
+            f"with {jax.process_count()} processes every device takes part; write sizes whose "
+            f"product is {len(devices)}",
         )
     shape = tuple(spec.sizes.values())
     # Auto axes: jit decides layouts between our constraints (make_mesh's own default is Explicit)
@@ -43,7 +54,8 @@ def make_mesh(spec: MeshSpec) -> Mesh:
 def start_processes() -> None:
     """Join the other processes of this program before any device is touched.
 
-    Clusters that JAX knows (Slurm, Open MPI, Kubernetes, TPU pods) need nothing; elsewhere the standard variables
+    Clusters that JAX knows (Slurm, Open MPI, Kubernetes, TPU pods) need nothing; elsewhere the
+    standard variables
     JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say who is who.
     """
     names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -56,12 +68,15 @@ def start_processes() -> None:
     try:
         if given:
             jax.distributed.initialize(
-                coordinator_address=given[names[0]], num_processes=int(given[names[1]]), process_id=int(given[names[2]])
+                coordinator_address=given[names[0]],
+                num_processes=int(given[names[1]]),
+                process_id=int(given[names[2]]),
             )
         else:
             jax.distributed.initialize()
     except (ValueError, RuntimeError) as error:
         raise InputError(
-            "--distributed", str(error).splitlines()[0],
+            "--distributed",
+            str(error).splitlines()[0],
             f"start under a cluster manager that JAX detects, or set {', '.join(names)}",
         ) from None

@@ -1,6 +1,7 @@
 """Where does an array lie? Dims + rules + mesh -> shardings; the sharding report.
 
-Names reach the mesh in two places: the shardings of the state when it is created, and `constrainer` as called in
+Names reach the mesh in two places: the shardings of the state when it is created, and
+`constrainer` as called in
 model/block.py and model/decoder.py.
 """
 
@@ -18,7 +19,12 @@ Rules = Mapping[str, tuple[str, ...]]
 
 
 def partition(
-    dims: tuple[str, ...], shape: tuple[int, ...], *, rules: Rules, mesh: Mapping[str, int], what: str
+    dims: tuple[str, ...],
+    shape: tuple[int, ...],
+    *,
+    rules: Rules,
+    mesh: Mapping[str, int],
+    what: str,
 ) -> PartitionSpec:
     """The mesh axes of each dim; raises InputError where a dimension does not divide."""
     used: set[str] = set()
@@ -29,8 +35,10 @@ def partition(
         ways = math.prod(mesh[a] for a in axes)
         if size % ways:
             raise InputError(
-                f"execution.mesh.{axes[0]}", ways,
-                f"does not divide {name} ({letter} = {size}) of {what}; write a divisor of {size}, or change the size",
+                f"execution.mesh.{axes[0]}",
+                ways,
+                f"does not divide {name} ({letter} = {size}) of {what}; write a divisor of "
+                f"{size}, or change the size",
             )
         used.update(axes)
         parts.append(None if not axes else axes[0] if len(axes) == 1 else axes)
@@ -40,7 +48,9 @@ def partition(
 def parameter_sharding(
     dims: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh, *, what: str
 ) -> NamedSharding:
-    return NamedSharding(mesh, partition(dims, shape, rules=PARAMETERS, mesh=dict(mesh.shape), what=what))
+    return NamedSharding(
+        mesh, partition(dims, shape, rules=PARAMETERS, mesh=dict(mesh.shape), what=what)
+    )
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -58,7 +68,13 @@ def constrainer(mesh: Mesh) -> Callable[[jax.Array, str], jax.Array]:
         return lambda x, dims: x
 
     def constrain(x: jax.Array, dims: str) -> jax.Array:
-        spec = partition(letters(dims), x.shape, rules=ACTIVATIONS, mesh=dict(mesh.shape), what=f"activation {dims}")
+        spec = partition(
+            letters(dims),
+            x.shape,
+            rules=ACTIVATIONS,
+            mesh=dict(mesh.shape),
+            what=f"activation {dims}",
+        )
         return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
     return constrain
@@ -72,6 +88,14 @@ def report(
     rows: dict[str, dict[str, object]] = {}
     for path, (dims, shape) in declared.items():
         spec = partition(dims, shape, rules=PARAMETERS, mesh=mesh, what=path)
-        axes = [a for part in spec if part is not None for a in ((part,) if isinstance(part, str) else part)]
-        rows[path] = {"partition": str(tuple(spec)), "copies": devices // math.prod(mesh[a] for a in axes)}
+        axes = [
+            a
+            for part in spec
+            if part is not None
+            for a in ((part,) if isinstance(part, str) else part)
+        ]
+        rows[path] = {
+            "partition": str(tuple(spec)),
+            "copies": devices // math.prod(mesh[a] for a in axes),
+        }
     return rows

@@ -1,6 +1,8 @@
-"""How does a run survive its process? Orbax checkpoints of the state with the data position, behind a thin face.
+"""How does a run survive its process? Orbax checkpoints of the state with the data position,
+behind a thin face.
 
-Saving is asynchronous and atomic (a checkpoint exists only once it is whole). Restoring goes onto whatever mesh the
+Saving is asynchronous and atomic (a checkpoint exists only once it is whole). Restoring goes onto
+whatever mesh the
 run now has, and falls back to the checkpoint before when the newest cannot be read.
 """
 
@@ -25,13 +27,17 @@ class Checkpoints:
     def __init__(self, folder: Path, *, keep: int):
         self.folder = folder.resolve()
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, create=True, enable_async_checkpointing=True, cleanup_tmp_directories=True
+            max_to_keep=keep,
+            create=True,
+            enable_async_checkpointing=True,
+            cleanup_tmp_directories=True,
         )
         with _full_disk(self.folder):
             self.manager = ocp.CheckpointManager(self.folder, options=options)
 
     def save(self, step: int, state: Any, position: dict[str, Any]) -> None:
-        """Begin to save; the arrays are copied before this returns, so the state may be donated afterwards."""
+        """Begin to save; the arrays are copied before this returns, so the state may be donated
+        afterwards."""
         with _full_disk(self.folder):
             self.manager.save(
                 step,
@@ -43,12 +49,15 @@ class Checkpoints:
     def restore(
         self, abstract: Any, shardings: Any, *, say: Callable[[str], None]
     ) -> tuple[int, Any, dict[str, Any]] | None:
-        """(step, state, position) of the newest checkpoint that can be read, or None when there is none.
+        """(step, state, position) of the newest checkpoint that can be read, or None when there is
+        none.
 
         A checkpoint that cannot be read is set aside under `ckpt/unreadable-<step>` and said so.
         """
         targets = jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, shardings
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            abstract,
+            shardings,
         )
         for step in sorted(self.manager.all_steps(), reverse=True):
             try:
@@ -60,7 +69,11 @@ class Checkpoints:
                 )
                 return step, found["state"], found["position"]
             except Exception as error:  # orbax raises what the storage raised: any of a dozen types
-                first = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+                first = (
+                    str(error).strip().splitlines()[0][:120]
+                    if str(error).strip()
+                    else type(error).__name__
+                )
                 say(f"checkpoint {step} cannot be read ({first}); falling back to the one before")
                 self._set_aside(step)
         return None
@@ -88,6 +101,8 @@ def _full_disk(folder: Path):
     except Exception as error:
         if "No space left" in str(error) or "RESOURCE_EXHAUSTED" in str(error):
             raise InputError(
-                str(folder), "the disk is full", "free some space and run the same command again: it resumes"
+                str(folder),
+                "the disk is full",
+                "free some space and run the same command again: it resumes",
             ) from error
         raise

@@ -1,8 +1,12 @@
-"""Do activations change by the same amount at every width? The coordinate check of a parametrisation.
+"""Do activations change by the same amount at every width? The coordinate check of a
+parametrisation.
 
-Train a few large steps at several widths and regress log mean |change from initialisation| on log width (Yang et al.
-2022, appendix D.1). Under muP the slopes of the residual stream and of the logits are flat; under the standard
-parametrisation they grow (measured for a plain decoder with Adam: +0.44 and +1.20). Changes are measured, not values:
+Train a few large steps at several widths and regress log mean |change from initialisation| on log
+width (Yang et al.
+2022, appendix D.1). Under muP the slopes of the residual stream and of the logits are flat; under
+the standard
+parametrisation they grow (measured for a plain decoder with Adam: +0.44 and +1.20). Changes are
+measured, not values:
 values are flat at initialisation in both.
 """
 
@@ -54,20 +58,33 @@ class Check:
             for i, w in enumerate(self.widths)
         ]
         slopes = "slope  " + "  ".join(f"{self.slopes[name]:+10.3f}" for name in COORDINATES)
-        verdict = "flat" if self.flat else "NOT flat: hyper-parameters will not transfer across width"
+        verdict = (
+            "flat" if self.flat else "NOT flat: hyper-parameters will not transfer across width"
+        )
         return "\n".join(
             [
-                f"{self.arch}, {self.parametrisation}: mean |change| after {self.steps} Adam steps at lr {self.lr}, "
+                f"{self.arch}, {self.parametrisation}: mean |change| after {self.steps} Adam "
+                f"steps at lr {self.lr}, "
                 f"{self.seeds} seeds",
-                head, *rows, slopes, f"{verdict} (|slope| < {FLAT})",
+                head,
+                *rows,
+                slopes,
+                f"{verdict} (|slope| < {FLAT})",
             ]
         )
 
 
 def coordinate_check(
-    spec: RunSpec, *, cache: Path, widths: Sequence[int], lr: float = 0.01, steps: int = 5, seeds: int = 2
+    spec: RunSpec,
+    *,
+    cache: Path,
+    widths: Sequence[int],
+    lr: float = 0.01,
+    steps: int = 5,
+    seeds: int = 2,
 ) -> Check:
-    """Slopes of the change of stream and logits against width, at the depth and on the text of `spec`."""
+    """Slopes of the change of stream and logits against width, at the depth and on the text of
+    `spec`."""
     data = open_data(
         spec.data, seed=0, sequences_per_batch=ROWS, cache=cache, vocab=spec.model.vocab
     )
@@ -81,17 +98,25 @@ def coordinate_check(
         name: float(np.polyfit(np.log(widths), np.log(changes[name]), 1)[0]) for name in COORDINATES
     }
     return Check(
-        arch=spec.model.arch, parametrisation=spec.model.parametrisation.kind, widths=tuple(widths), changes=changes,
-        slopes=slopes, steps=steps, seeds=seeds, lr=lr,
+        arch=spec.model.arch,
+        parametrisation=spec.model.parametrisation.kind,
+        widths=tuple(widths),
+        changes=changes,
+        slopes=slopes,
+        steps=steps,
+        seeds=seeds,
+        lr=lr,
     )
 
 
 def _changes(
     spec: ModelSpec, batches: list[dict[str, np.ndarray]], *, lr: float, steps: int
 ) -> list[tuple[float, float]]:
-    """Mean |change| of (stream, logits) over `steps` updates on one batch of real text, for each seed's batch.
+    """Mean |change| of (stream, logits) over `steps` updates on one batch of real text, for each
+    seed's batch.
 
-    The same batch every step: the check is about the size of changes, and memorising makes them aligned.
+    The same batch every step: the check is about the size of changes, and memorising makes them
+    aligned.
     """
     rows, seq_len = batches[0]["tokens_BT"].shape
     run = RunSpec(
@@ -103,7 +128,13 @@ def _changes(
     )
     model = build(spec)
     loss = partial(
-        forward, model, constrain=unplaced, layers="scan", remat="none", dtype=jnp.float32, isolate=True
+        forward,
+        model,
+        constrain=unplaced,
+        layers="scan",
+        remat="none",
+        dtype=jnp.float32,
+        isolate=True,
     )
 
     @jax.jit

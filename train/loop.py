@@ -1,4 +1,5 @@
-"""How is one run trained? Top to bottom: claim, compile, restore, step, log, evaluate, checkpoint, finish."""
+"""How is one run trained? Top to bottom: claim, compile, restore, step, log, evaluate, checkpoint,
+finish."""
 
 import contextlib
 import dataclasses
@@ -13,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from model.count import count
 from parallelism.place import batch_sharding, replicated
@@ -24,16 +24,18 @@ from train.evaluate import evaluate
 from train.programs import Compilation, Programs, programs, resolved_execution, use_cache
 from train.record import DIVERGED, DONE, RunDir, environment
 from train.schedule import hyper
-from train.spec import RunSpec, to_dict
 from train.spec import FORMAT as SPEC_FORMAT
+from train.spec import RunSpec, to_dict
 from train.step import State, abstract_state, empty_window, initial_state
 from train.tracker import open_tracker
 
-# A window's mean loss this far above a uniform guess, after the warm-up, is an explosion (guess: no healthy run of
+# A window's mean loss this far above a uniform guess, after the warm-up, is an explosion (guess: no
+# healthy run of
 # any size is worse than not looking at its input).
 EXPLODED = 1.25
 
-# Steps in flight before the loop waits for the oldest: enough to hide dispatch, few enough that several host devices
+# Steps in flight before the loop waits for the oldest: enough to hide dispatch, few enough that
+# several host devices
 # do not deadlock (jax 0.10 and 0.11 on CPU starve when collectives are dispatched without bound).
 IN_FLIGHT = 2
 
@@ -53,7 +55,8 @@ class Progress:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a run ended: done, diverged, interrupted (resumes), or held (another process is training it)."""
+    """How a run ended: done, diverged, interrupted (resumes), or held (another process is training
+    it)."""
 
     run_id: str
     status: str
@@ -67,7 +70,8 @@ Report = Callable[[Progress], None]
 
 
 def train(spec: RunSpec, *, root: Path, progress: Report | None = None) -> Outcome:
-    """Train a run to its end, from its last checkpoint if it has one; a finished run is returned as it stands."""
+    """Train a run to its end, from its last checkpoint if it has one; a finished run is returned
+    as it stands."""
     run = RunDir(root / spec.run_id)
     run.check_format()
     if (ended := _ended(run)) is not None:
@@ -89,7 +93,10 @@ def _train(spec: RunSpec, run: RunDir, *, cache: Path, progress: Report) -> Outc
     use_cache(cache)
     ready, compilations = programs(spec, cache=cache)
     data = open_data(
-        spec.data, seed=spec.seed, sequences_per_batch=spec.sequences_per_batch, cache=cache / "data",
+        spec.data,
+        seed=spec.seed,
+        sequences_per_batch=spec.sequences_per_batch,
+        cache=cache / "data",
         vocab=spec.model.vocab,
     )
     place, share = _placer(ready, spec)
@@ -99,7 +106,9 @@ def _train(spec: RunSpec, run: RunDir, *, cache: Path, progress: Report) -> Outc
     # State
     checkpoints = Checkpoints(run.checkpoints, keep=spec.execution.keep_checkpoints)
     found = checkpoints.restore(
-        abstract_state(ready.model), ready.shardings, say=lambda text: print(text, file=sys.stderr, flush=True)
+        abstract_state(ready.model),
+        ready.shardings,
+        say=lambda text: print(text, file=sys.stderr, flush=True),
     )
     if found is None:
         step, state = 0, _spread(initial_state(ready.model, spec.seed), ready.shardings)
@@ -114,8 +123,11 @@ def _train(spec: RunSpec, run: RunDir, *, cache: Path, progress: Report) -> Outc
             spec={"format": SPEC_FORMAT, **to_dict(spec)},
             env={**environment(), **_devices(spec), "data": data.manifest},
             counts={
-                "params": counts.params, "flops_per_token": counts.flops_per_token, "tokens_planned": spec.tokens,
-                "steps_planned": spec.steps, "bytes_per_token": data.bytes_per_token(),
+                "params": counts.params,
+                "flops_per_token": counts.flops_per_token,
+                "tokens_planned": spec.tokens,
+                "steps_planned": spec.steps,
+                "bytes_per_token": data.bytes_per_token(),
             },
         )
     ledger = run.ledger(resume_step=step) if lead else None
@@ -134,7 +146,13 @@ def _train(spec: RunSpec, run: RunDir, *, cache: Path, progress: Report) -> Outc
         rate = (step - first_step) * spec.budget.batch_tokens / (time.perf_counter() - clock)
         progress(
             Progress(
-                run.run_id, phase, step, spec.steps, step * spec.budget.batch_tokens, row.get("loss/train"), rate
+                run.run_id,
+                phase,
+                step,
+                spec.steps,
+                step * spec.budget.batch_tokens,
+                row.get("loss/train"),
+                rate,
             )
         )
 
@@ -144,8 +162,16 @@ def _train(spec: RunSpec, run: RunDir, *, cache: Path, progress: Report) -> Outc
         tokens = step * spec.budget.batch_tokens
         row = {"step": step, "tokens": tokens, "flops": tokens * flops_per_token, **row}
         loss = row.get("loss/train")
-        if bad is None and loss is not None and loss > worst and step > spec.schedule.warmup * spec.steps:
-            bad = f"exploding loss: {loss:.3f} nats at step {step}; {EXPLODED} x a uniform guess is {worst:.3f}"
+        if (
+            bad is None
+            and loss is not None
+            and loss > worst
+            and step > spec.schedule.warmup * spec.steps
+        ):
+            bad = (
+                f"exploding loss: {loss:.3f} nats at step {step}; "
+                f"{EXPLODED} x a uniform guess is {worst:.3f}"
+            )
         if bad is None and evaluated:
             show("evaluate")
             for name, batches in validation.items():
@@ -158,7 +184,9 @@ def _train(spec: RunSpec, run: RunDir, *, cache: Path, progress: Report) -> Outc
                 )
         row |= {
             "time/seconds": time.perf_counter() - started,
-            "time/tokens_per_second": (step - first_step) * spec.budget.batch_tokens / (time.perf_counter() - clock),
+            "time/tokens_per_second": (step - first_step)
+            * spec.budget.batch_tokens
+            / (time.perf_counter() - clock),
         }
         if ledger is not None and tracker is not None:
             ledger.append(row)
@@ -184,7 +212,11 @@ def _train(spec: RunSpec, run: RunDir, *, cache: Path, progress: Report) -> Outc
                     log(evaluated=evaluated)
 
                 # Checkpoint
-                if step % spec.execution.checkpoint_every == 0 and step < spec.steps and bad is None:
+                if (
+                    step % spec.execution.checkpoint_every == 0
+                    and step < spec.steps
+                    and bad is None
+                ):
                     checkpoints.save(step, state, data.position(step))
 
         # End
@@ -222,20 +254,27 @@ def _ended(run: RunDir) -> Outcome | None:
     if result["status"] not in (DONE, DIVERGED):
         run.clear_result()
         return None
-    return Outcome(run.run_id, result["status"], result["reason"], result["metrics"], [], skipped=True)
+    return Outcome(
+        run.run_id, result["status"], result["reason"], result["metrics"], [], skipped=True
+    )
 
 
 def _spread(state: State, shardings: Any) -> State:
     """Host arrays onto the mesh; every process holds the whole value and places its own shards."""
     return jax.tree.map(
-        lambda x, s: jax.make_array_from_callback(x.shape, s, lambda index, x=x: x[index]), state, shardings
+        lambda x, s: jax.make_array_from_callback(x.shape, s, lambda index, x=x: x[index]),
+        state,
+        shardings,
     )
 
 
-def _placer(ready: Programs, spec: RunSpec) -> tuple[Callable[[Batch], dict[str, jax.Array]], dict[str, int]]:
+def _placer(
+    ready: Programs, spec: RunSpec
+) -> tuple[Callable[[Batch], dict[str, jax.Array]], dict[str, int]]:
     """(this process's rows of a batch -> the global batch on the mesh, which rows those are).
 
-    A process reads only its own rows where its devices hold exactly those; on a mesh whose replicas span processes
+    A process reads only its own rows where its devices hold exactly those; on a mesh whose
+    replicas span processes
     every process reads the whole batch and places the shards it holds.
     """
     sharding = batch_sharding(ready.mesh)
@@ -243,7 +282,9 @@ def _placer(ready: Programs, spec: RunSpec) -> tuple[Callable[[Batch], dict[str,
     processes, index = jax.process_count(), jax.process_index()
     if processes == 1:
         return lambda batch: jax.device_put(batch._asdict(), sharding), {}
-    held = {s[0].indices(shape[0])[:2] for s in sharding.addressable_devices_indices_map(shape).values()}
+    held = {
+        s[0].indices(shape[0])[:2] for s in sharding.addressable_devices_indices_map(shape).values()
+    }
     low, high = min(a for a, _ in held), max(b for _, b in held)
     size = shape[0] // processes
     if shape[0] % processes == 0 and (low, high) == (index * size, (index + 1) * size):
@@ -261,7 +302,8 @@ def _placer(ready: Programs, spec: RunSpec) -> tuple[Callable[[Batch], dict[str,
 
 
 def _window(state: State, ready: Programs) -> tuple[dict[str, float], State, str | None]:
-    """Means since the last log point, the state with an empty window, and why the run is bad if it is."""
+    """Means since the last log point, the state with an empty window, and why the run is bad if it
+    is."""
     sums = {name: float(value) for name, value in jax.device_get(state["window"]).items()}
     bad = int(jax.device_get(state["bad"]))
     state = {**state, "window": _spread(empty_window(), ready.shardings["window"])}
@@ -274,7 +316,11 @@ def _window(state: State, ready: Programs) -> tuple[dict[str, float], State, str
 def _devices(spec: RunSpec) -> dict[str, Any]:
     devices = jax.devices()
     return {
-        "devices": {"count": len(devices), "kind": devices[0].device_kind, "platform": devices[0].platform},
+        "devices": {
+            "count": len(devices),
+            "kind": devices[0].device_kind,
+            "platform": devices[0].platform,
+        },
         "processes": jax.process_count(),
         "resolved": resolved_execution(spec),
     }
@@ -282,7 +328,8 @@ def _devices(spec: RunSpec) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _interrupts() -> Iterator[threading.Event]:
-    """Ctrl-C and SIGTERM end the run after the step in hand, with a checkpoint; a second one ends it at once."""
+    """Ctrl-C and SIGTERM end the run after the step in hand, with a checkpoint; a second one ends
+    it at once."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event

@@ -6,10 +6,14 @@ import jax
 import jax.numpy as jnp
 
 
-def next_token(logits_BTV: jax.Array, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """Cross-entropy of the next token in nats, summed with the batch's weights, and the sum of the weights.
+def next_token(
+    logits_BTV: jax.Array, batch: Mapping[str, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    """Cross-entropy of the next token in nats, summed with the batch's weights, and the sum of the
+    weights.
 
-    Weights are 0 where the target lies in another document than the input, and on padding. float32 throughout.
+    Weights are 0 where the target lies in another document than the input, and on padding. float32
+    throughout.
     """
     peak_BT1 = jax.lax.stop_gradient(jnp.max(logits_BTV, axis=-1, keepdims=True))
     shifted_BTV = logits_BTV - peak_BT1

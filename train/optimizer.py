@@ -1,10 +1,14 @@
-"""How is a parameter updated? AdamW with each parameter's own learning-rate and weight-decay multiplier.
+"""How is a parameter updated? AdamW with each parameter's own learning-rate and weight-decay
+multiplier.
 
-W <- W - lr(step) * m_lr * (adam(g) + weight_decay * m_wd * W), after clipping the global norm of g; multipliers come
-from the declarations (model/scaling.py). Built inside the traced step from arrays, so hyper-parameters are data.
+W <- W - lr(step) * m_lr * (adam(g) + weight_decay * m_wd * W), after clipping the global norm of
+g; multipliers come
+from the declarations (model/scaling.py). Built inside the traced step from arrays, so
+hyper-parameters are data.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import optax
@@ -26,7 +30,7 @@ def adamw(
 def _decay_and_scale(
     weight_decay: jax.Array, declarations: Mapping[str, Declaration], *, learning_rate: jax.Array
 ) -> optax.GradientTransformation:
-    def update(updates, state, params):
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
         def one(path):
             rule = declarations[path].scaling
             change = updates[path]

@@ -1,7 +1,9 @@
 """Which programs does a run execute, and when are they compiled? Once per distinct shape.
 
-`Programs` holds the compiled training and evaluation step of one shape. It is kept for the life of the process, found
-by `shape_key`, and compiled under a file lock with the persistent cache on, so processes that share a root never
+`Programs` holds the compiled training and evaluation step of one shape. It is kept for the life of
+the process, found
+by `shape_key`, and compiled under a file lock with the persistent cache on, so processes that
+share a root never
 compile the same program twice.
 """
 
@@ -50,7 +52,8 @@ class Programs:
 
 
 def resolved_execution(spec: RunSpec) -> dict[str, str]:
-    """What `auto` means on this platform: float32 and unrolled layers on CPU, bfloat16 and scanned elsewhere."""
+    """What `auto` means on this platform: float32 and unrolled layers on CPU, bfloat16 and scanned
+    elsewhere."""
     cpu = jax.default_backend() == "cpu"
     dtype, layers = spec.execution.compute_dtype, spec.execution.layers
     return {
@@ -65,7 +68,11 @@ def shape_key(spec: RunSpec) -> str:
     del tree["model"]["arch"]
     execution = {k: tree["execution"][k] for k in ("mesh", "sequence", "remat", "accumulate")}
     parts = [
-        tree["model"], spec.data.seq_len, spec.data.isolate_documents, spec.sequences_per_batch, execution,
+        tree["model"],
+        spec.data.seq_len,
+        spec.data.isolate_documents,
+        spec.sequences_per_batch,
+        execution,
         resolved_execution(spec),
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
@@ -73,13 +80,21 @@ def shape_key(spec: RunSpec) -> str:
 
 def abstract_batch(spec: RunSpec) -> dict[str, jax.ShapeDtypeStruct]:
     shape = (spec.sequences_per_batch, spec.data.seq_len)
-    kinds = {"tokens_BT": np.int32, "targets_BT": np.int32, "segments_BT": np.int32, "weights_BT": np.float32}
+    kinds = {
+        "tokens_BT": np.int32,
+        "targets_BT": np.int32,
+        "segments_BT": np.int32,
+        "weights_BT": np.float32,
+    }
     return {name: jax.ShapeDtypeStruct(shape, kind) for name, kind in kinds.items()}
 
 
 def state_shardings(model: Model, state: State, mesh: Mesh) -> Any:
-    """A sharding for every leaf: what is shaped like a parameter lies like it, scalars everywhere."""
-    by_path = {p: parameter_sharding(d.dims, d.shape, mesh, what=p) for p, d in model.declarations.items()}
+    """A sharding for every leaf: what is shaped like a parameter lies like it, scalars
+    everywhere."""
+    by_path = {
+        p: parameter_sharding(d.dims, d.shape, mesh, what=p) for p, d in model.declarations.items()
+    }
 
     def one(path: tuple, leaf: Any):
         last = path[-1]
@@ -93,8 +108,13 @@ def traced(spec: RunSpec, model: Model, mesh: Mesh) -> tuple[Any, Any]:
     """The step and the evaluation as plain functions of arrays."""
     resolved = resolved_execution(spec)
     loss = partial(
-        forward, model, constrain=constrainer(mesh), layers=resolved["layers"], remat=spec.execution.remat,
-        dtype=jnp.dtype(resolved["compute_dtype"]), isolate=spec.data.isolate_documents,
+        forward,
+        model,
+        constrain=constrainer(mesh),
+        layers=resolved["layers"],
+        remat=spec.execution.remat,
+        dtype=jnp.dtype(resolved["compute_dtype"]),
+        isolate=spec.data.isolate_documents,
     )
     return train_step(model, loss, accumulate=spec.execution.accumulate), loss
 
@@ -103,7 +123,8 @@ _READY: dict[str, Programs] = {}  # compiled programs live as long as the proces
 
 
 def programs(spec: RunSpec, *, cache: Path) -> tuple[Programs, list[Compilation]]:
-    """The compiled programs of a spec's shape, and what it took to make them (nothing, the second time)."""
+    """The compiled programs of a spec's shape, and what it took to make them (nothing, the second
+    time)."""
     key = shape_key(spec)
     if key in _READY:
         return _READY[key], []
@@ -117,7 +138,10 @@ def programs(spec: RunSpec, *, cache: Path) -> tuple[Programs, list[Compilation]
     rows, whole = batch_sharding(mesh), replicated(mesh)
     # the state is donated: its memory is reused for the next one
     steps = jax.jit(
-        step, in_shardings=(shardings, whole, rows), out_shardings=(shardings, whole), donate_argnums=0
+        step,
+        in_shardings=(shardings, whole, rows),
+        out_shardings=(shardings, whole),
+        donate_argnums=0,
     )
     evaluations = jax.jit(
         evaluate, in_shardings=(shardings["params"], rows), out_shardings=(whole, whole)
@@ -165,7 +189,8 @@ def _compile(name: str, function: Any, args: tuple[Any, ...], key: str) -> tuple
 
 @contextlib.contextmanager
 def _alone(cache: Path, key: str) -> Iterator[None]:
-    """One process compiles a shape while the others that need it wait, then read it from the cache."""
+    """One process compiles a shape while the others that need it wait, then read it from the
+    cache."""
     folder = cache / "locks"
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / key, "w") as file:

@@ -1,8 +1,11 @@
 """What does a run leave behind, and how is it read?
 
-The only file that knows the file names of a run directory (house contract): `spec.json`, `env.json`, `counts.json`,
-`metrics.jsonl`, `result.json`, `ckpt/`. Whole files are written to a temporary name and renamed; the ledger is
-append-only while a run lives and is cut back to the checkpoint's step when a run resumes, so a resumed ledger equals
+The only file that knows the file names of a run directory (house contract): `spec.json`,
+`env.json`, `counts.json`,
+`metrics.jsonl`, `result.json`, `ckpt/`. Whole files are written to a temporary name and renamed;
+the ledger is
+append-only while a run lives and is cut back to the checkpoint's step when a run resumes, so a
+resumed ledger equals
 an uninterrupted one. This file imports no jax: analysis reads runs through it.
 """
 
@@ -55,7 +58,11 @@ def write_json(path: Path, value: Any) -> None:
 def disk_error(error: OSError, path: Path) -> Exception:
     """A full or read-only disk is the user's to mend: say so in one line."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return InputError(str(path), "the disk is full", "free some space and run the same command again: it resumes")
+        return InputError(
+            str(path),
+            "the disk is full",
+            "free some space and run the same command again: it resumes",
+        )
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
         return InputError(str(path), "not writable", "give --root a folder that can be written")
     return error
@@ -65,7 +72,9 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(str(path), f"not JSON ({error})", "restore the file, or remove the run directory") from None
+        raise InputError(
+            str(path), f"not JSON ({error})", "restore the file, or remove the run directory"
+        ) from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +91,8 @@ class RunDir:
     def checkpoints(self) -> Path:
         return self.path / "ckpt"
 
-    # -- written once at the start -------------------------------------------------------------------------------
+    # -- written once at the start
+    # -------------------------------------------------------------------------------
 
     def start(self, *, spec: dict[str, Any], env: dict[str, Any], counts: dict[str, Any]) -> None:
         try:
@@ -99,14 +109,17 @@ class RunDir:
         path = self.path / "env.json"
         if path.exists() and read_json(path).get("format", FORMAT) > FORMAT:
             raise InputError(
-                str(self.path), f"written by a newer ladder (format {read_json(path)['format']})",
+                str(self.path),
+                f"written by a newer ladder (format {read_json(path)['format']})",
                 f"upgrade ladder, or give another --root; this one reads formats up to {FORMAT}",
             )
 
-    # -- the ledger ----------------------------------------------------------------------------------------------
+    # -- the ledger
+    # ----------------------------------------------------------------------------------------------
 
     def ledger(self, *, resume_step: int) -> "Ledger":
-        """Open for appending after `resume_step`: later lines, from work since that checkpoint, are cut."""
+        """Open for appending after `resume_step`: later lines, from work since that checkpoint,
+        are cut."""
         path = self.path / "metrics.jsonl"
         kept = [row for row in self.metrics() if row["step"] <= resume_step]
         text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in kept)
@@ -130,21 +143,26 @@ class RunDir:
                     break
         return rows
 
-    # -- written once at the end ---------------------------------------------------------------------------------
+    # -- written once at the end
+    # ---------------------------------------------------------------------------------
 
-    def finish(self, *, status: str, metrics: dict[str, float], reason: str | None = None, **more: Any) -> None:
+    def finish(
+        self, *, status: str, metrics: dict[str, float], reason: str | None = None, **more: Any
+    ) -> None:
         if status not in STATUSES:
             raise ValueError(f"status {status!r} is not one of {STATUSES}")
         metrics = {k: v for k, v in metrics.items() if v is not None and math.isfinite(v)}
         write_json(
-            self.path / "result.json", {"status": status, "reason": reason, "metrics": metrics, **more}
+            self.path / "result.json",
+            {"status": status, "reason": reason, "metrics": metrics, **more},
         )
 
     def clear_result(self) -> None:
         (self.path / "result.json").unlink(missing_ok=True)
 
     def record_attempt(self, *, reason: str, **more: Any) -> None:
-        """One line in attempts.jsonl for an attempt that ended in a crash: when, why, and what the launcher adds."""
+        """One line in attempts.jsonl for an attempt that ended in a crash: when, why, and what the
+        launcher adds."""
         row = {"time": time.time(), "reason": reason, **more}
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -161,7 +179,8 @@ class RunDir:
                 rows.append(json.loads(line))
         return rows
 
-    # -- read ----------------------------------------------------------------------------------------------------
+    # -- read --------------------------------------------------------------------------------------
+    # --------------
 
     def read(self) -> "Run":
         self.check_format()
@@ -172,17 +191,24 @@ class RunDir:
 
         spec = part("spec.json")
         if spec is None:
-            raise InputError(str(self.path), "no spec.json", "give the --root that holds run directories")
+            raise InputError(
+                str(self.path), "no spec.json", "give the --root that holds run directories"
+            )
         return Run(
-            run_id=self.run_id, path=self.path, spec=spec, env=part("env.json") or {},
-            counts=part("counts.json") or {}, result=part("result.json"),
+            run_id=self.run_id,
+            path=self.path,
+            spec=spec,
+            env=part("env.json") or {},
+            counts=part("counts.json") or {},
+            result=part("result.json"),
         )
 
     @contextlib.contextmanager
     def claim(self) -> Iterator[dict[str, Any] | None]:
         """Hold this run for one process. Yields None when another living process holds it.
 
-        The lock is the kernel's (flock), so a killed owner frees it at once; the file keeps who held it. A yielded
+        The lock is the kernel's (flock), so a killed owner frees it at once; the file keeps who
+        held it. A yielded
         dict's `taken_over` names the dead owner whose unfinished claim this one replaces.
         """
         try:
@@ -275,12 +301,15 @@ def read_runs(root: Path | str) -> list[Run]:
 
 
 def environment() -> dict[str, Any]:
-    """Commit, dirty diff, versions, host: what a reviewer asks of a figure. Devices are added by the loop."""
+    """Commit, dirty diff, versions, host: what a reviewer asks of a figure. Devices are added by
+    the loop."""
     here = Path(__file__).resolve().parent
 
     def git(*args: str) -> str | None:
         try:
-            done = subprocess.run(["git", *args], cwd=here, capture_output=True, text=True, timeout=10)
+            done = subprocess.run(
+                ["git", *args], cwd=here, capture_output=True, text=True, timeout=10
+            )
         except (OSError, subprocess.TimeoutExpired):
             return None
         return done.stdout.strip() if done.returncode == 0 else None
@@ -290,6 +319,11 @@ def environment() -> dict[str, Any]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
     return {
-        "commit": git("rev-parse", "HEAD"), "diff": git("diff", "HEAD"), "python": sys.version.split()[0],
-        "versions": versions, "host": platform.node(), "system": platform.platform(), "cpus": os.cpu_count(),
+        "commit": git("rev-parse", "HEAD"),
+        "diff": git("diff", "HEAD"),
+        "python": sys.version.split()[0],
+        "versions": versions,
+        "host": platform.node(),
+        "system": platform.platform(),
+        "cpus": os.cpu_count(),
     }

@@ -1,4 +1,5 @@
-"""What is the learning rate at a step? A pure function of arrays, so one compilation serves every schedule."""
+"""What is the learning rate at a step? A pure function of arrays, so one compilation serves every
+schedule."""
 
 from collections.abc import Mapping
 
@@ -16,9 +17,15 @@ Hyper = Mapping[str, jax.Array]
 def hyper(spec: RunSpec) -> dict[str, np.ndarray]:
     """Every number of a run that enters the compiled step as data, as 0-d arrays."""
     floats = {
-        "lr": spec.optim.lr, "weight_decay": spec.optim.weight_decay, "beta1": spec.optim.beta1,
-        "beta2": spec.optim.beta2, "eps": spec.optim.eps, "clip_norm": spec.optim.clip_norm,
-        "steps": spec.steps, "warmup": spec.schedule.warmup, "decay": spec.schedule.decay,
+        "lr": spec.optim.lr,
+        "weight_decay": spec.optim.weight_decay,
+        "beta1": spec.optim.beta1,
+        "beta2": spec.optim.beta2,
+        "eps": spec.optim.eps,
+        "clip_norm": spec.optim.clip_norm,
+        "steps": spec.steps,
+        "warmup": spec.schedule.warmup,
+        "decay": spec.schedule.decay,
         "final": spec.schedule.final,
     }
     out = {name: np.asarray(value, np.float32) for name, value in floats.items()}
@@ -28,7 +35,8 @@ def hyper(spec: RunSpec) -> dict[str, np.ndarray]:
 def learning_rate(step: jax.Array, hyper: Hyper) -> jax.Array:
     """Learning rate of the update made at `step` (0-based) out of hyper["steps"].
 
-    Linear warm-up over `warmup` of the run, then cosine to `final`, or the peak held and then linear to `final` over
+    Linear warm-up over `warmup` of the run, then cosine to `final`, or the peak held and then
+    linear to `final` over
     the last `decay` (warm-up-stable-decay), or constant. Multiplied by the peak.
     """
     step, steps = step.astype(jnp.float32), hyper["steps"]
@@ -39,5 +47,7 @@ def learning_rate(step: jax.Array, hyper: Hyper) -> jax.Array:
     falling = jnp.maximum(jnp.ceil(hyper["decay"] * steps), 1.0)
     left = jnp.clip((steps - step) / falling, 0.0, 1.0)
     wsd = hyper["final"] + (1 - hyper["final"]) * left
-    shape = jnp.select([hyper["kind"] == COSINE, hyper["kind"] == WSD], [cosine, wsd], jnp.ones_like(cosine))
+    shape = jnp.select(
+        [hyper["kind"] == COSINE, hyper["kind"] == WSD], [cosine, wsd], jnp.ones_like(cosine)
+    )
     return hyper["lr"] * rise * shape

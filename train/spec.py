@@ -1,7 +1,9 @@
 """What is a run, as a value?
 
-`RunSpec` = science (hashed into the run id) + execution (recorded). The same science on 1 or 64 devices is the same
-run. JSON both ways. `canonical` is what the id is made of; its golden ids are in tests/golden/run_ids.json.
+`RunSpec` = science (hashed into the run id) + execution (recorded). The same science on 1 or 64
+devices is the same
+run. JSON both ways. `canonical` is what the id is made of; its golden ids are in
+tests/golden/run_ids.json.
 """
 
 import hashlib
@@ -18,34 +20,40 @@ from parallelism.errors import InputError, nearest
 
 FORMAT = 1  # of spec.json; a reader refuses newer ones
 
-# Fields added after format 1: dotted path -> the value that reproduces runs made before the field existed. Canonical
-# JSON leaves a field out while it holds that value, so old ids stand; an old file that lacks it is read with it.
+# Fields added after format 1: dotted path -> the value that reproduces runs made before the field
+# existed. Canonical
+# JSON leaves a field out while it holds that value, so old ids stand; an old file that lacks it is
+# read with it.
 ADDED_SINCE_FORMAT_1: dict[str, Any] = {}
 
 
 @dataclass(frozen=True, kw_only=True, config=SPEC)
 class OptimSpec:
-    """AdamW with decoupled, per-parameter multiplied learning rate and decay; every number is data to the step."""
+    """AdamW with decoupled, per-parameter multiplied learning rate and decay; every number is data
+    to the step."""
 
-    lr: float = Field(8e-3, gt=0)
-    weight_decay: float = Field(0.1, ge=0)
-    beta1: float = Field(0.9, ge=0, lt=1)
-    beta2: float = Field(0.95, ge=0, lt=1)
-    eps: float = Field(1e-8, gt=0)
-    clip_norm: float = Field(1.0, gt=0)
+    lr: float = Field(default=8e-3, gt=0)
+    weight_decay: float = Field(default=0.1, ge=0)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    eps: float = Field(default=1e-8, gt=0)
+    clip_norm: float = Field(default=1.0, gt=0)
 
 
 @dataclass(frozen=True, kw_only=True, config=SPEC)
 class ScheduleSpec:
     """Learning rate over the run, as fractions of its steps: warm-up, then cosine, wsd or constant.
 
-    `wsd` holds the peak and decays linearly over the last `decay` of the steps; cosine decays after the warm-up.
+    `wsd` holds the peak and decays linearly over the last `decay` of the steps; cosine decays
+    after the warm-up.
     """
 
     kind: Literal["cosine", "wsd", "constant"] = "cosine"
-    warmup: float = Field(0.05, ge=0, le=1)
-    decay: float = Field(0.2, ge=0, le=1)
-    final: float = Field(0.1, ge=0, le=1)  # learning rate at the end as a fraction of the peak
+    warmup: float = Field(default=0.05, ge=0, le=1)
+    decay: float = Field(default=0.2, ge=0, le=1)
+    final: float = Field(
+        default=0.1, ge=0, le=1
+    )  # learning rate at the end as a fraction of the peak
 
 
 @dataclass(frozen=True, kw_only=True, config=SPEC)
@@ -55,23 +63,27 @@ class SourceSpec:
     kind: Literal["stdlib", "text", "jsonl", "parquet", "tokens"] = "stdlib"
     path: str | None = None
     column: str = "text"  # jsonl and parquet
-    weight: float = Field(1.0, gt=0)  # share of rows in a mixture, relative to the others
+    weight: float = Field(default=1.0, gt=0)  # share of rows in a mixture, relative to the others
 
     def __post_init__(self):
         if self.kind == "stdlib" and self.path is not None:
-            raise ValueError("the embedded corpus takes no path; write kind text for a folder of your own")
+            raise ValueError(
+                "the embedded corpus takes no path; write kind text for a folder of your own"
+            )
         if self.kind != "stdlib" and not self.path:
-            raise ValueError(f"a {self.kind} source needs a path; write the folder or file of the corpus")
+            raise ValueError(
+                f"a {self.kind} source needs a path; write the folder or file of the corpus"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, config=SPEC)
 class DataSpec:
     """What is read: sources, tokeniser, sequence length, validation split."""
 
-    sources: tuple[SourceSpec, ...] = Field((SourceSpec(),), min_length=1)
+    sources: tuple[SourceSpec, ...] = Field(default=(SourceSpec(),), min_length=1)
     tokenizer: str = "bytes"  # or the path of a Hugging Face tokenizer.json
-    seq_len: int = Field(256, ge=2)
-    validation: float = Field(0.05, gt=0, lt=1)  # share of documents held out
+    seq_len: int = Field(default=256, ge=2)
+    validation: float = Field(default=0.05, gt=0, lt=1)  # share of documents held out
     isolate_documents: bool = True  # attention does not cross document boundaries
 
 
@@ -79,16 +91,17 @@ class DataSpec:
 class BudgetSpec:
     """How much is trained: tokens in all and tokens in a batch (whole sequences)."""
 
-    tokens: int = Field(20_000_000, ge=1)
-    batch_tokens: int = Field(8192, ge=1)
+    tokens: int = Field(default=20_000_000, ge=1)
+    batch_tokens: int = Field(default=8192, ge=1)
 
 
 @dataclass(frozen=True, kw_only=True, config=SPEC)
 class EvaluationSpec:
-    """Evaluation is tied to steps: `every` steps and always at the end, on the same `tokens` of the held-out split."""
+    """Evaluation is tied to steps: `every` steps and always at the end, on the same `tokens` of
+    the held-out split."""
 
-    every: int | None = Field(None, ge=1)
-    tokens: int = Field(262_144, ge=1)
+    every: int | None = Field(default=None, ge=1)
+    tokens: int = Field(default=262_144, ge=1)
 
 
 @dataclass(frozen=True, kw_only=True, config=SPEC)
@@ -97,13 +110,15 @@ class ExecutionSpec:
 
     mesh: MeshSpec = Field(default_factory=MeshSpec)
     sequence: Literal["none"] = "none"  # the sequence-parallel scheme
-    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: float32 on CPU, bfloat16 elsewhere
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = (
+        "auto"  # auto: float32 on CPU, bfloat16 elsewhere
+    )
     layers: Literal["scan", "unroll", "auto"] = "auto"  # auto: unroll on CPU, scan elsewhere
     remat: Literal["none", "full", "dots"] = "none"
-    accumulate: int = Field(1, ge=1)  # micro-batches of one step
-    checkpoint_every: int = Field(1000, ge=1)  # steps
-    keep_checkpoints: int = Field(2, ge=1)
-    log_every: int = Field(50, ge=1)  # steps
+    accumulate: int = Field(default=1, ge=1)  # micro-batches of one step
+    checkpoint_every: int = Field(default=1000, ge=1)  # steps
+    keep_checkpoints: int = Field(default=2, ge=1)
+    log_every: int = Field(default=50, ge=1)  # steps
 
 
 @dataclass(frozen=True, kw_only=True, config=SPEC)
@@ -116,7 +131,7 @@ class RunSpec:
     data: DataSpec = Field(default_factory=DataSpec)
     budget: BudgetSpec = Field(default_factory=BudgetSpec)
     evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec)
-    seed: int = Field(0, ge=0, lt=2**31)
+    seed: int = Field(default=0, ge=0, lt=2**31)
     execution: ExecutionSpec = Field(default_factory=ExecutionSpec)
 
     def __post_init__(self):
@@ -124,29 +139,35 @@ class RunSpec:
         if budget.batch_tokens % data.seq_len:
             below = max(1, budget.batch_tokens // data.seq_len) * data.seq_len
             raise ValueError(
-                f"budget.batch_tokens {budget.batch_tokens} is not a whole number of sequences of data.seq_len "
+                f"budget.batch_tokens {budget.batch_tokens} is not a whole number of "
+                f"sequences of data.seq_len "
                 f"{data.seq_len}; write {below}"
             )
         if budget.tokens < budget.batch_tokens:
             raise ValueError(
-                f"budget.tokens {budget.tokens} is less than one batch; write at least {budget.batch_tokens}"
+                f"budget.tokens {budget.tokens} is less than one batch; write at least "
+                f"{budget.batch_tokens}"
             )
         if self.model.learned_positions is not None and data.seq_len > self.model.learned_positions:
             raise ValueError(
-                f"data.seq_len {data.seq_len} exceeds model.learned_positions {self.model.learned_positions}; write at "
+                f"data.seq_len {data.seq_len} exceeds model.learned_positions "
+                f"{self.model.learned_positions}; write at "
                 f"most that, or raise model.learned_positions"
             )
         rows = self.sequences_per_batch
         if rows % execution.accumulate:
             raise ValueError(
-                f"execution.accumulate {execution.accumulate} does not divide the {rows} sequences of a batch; write a "
+                f"execution.accumulate {execution.accumulate} does not divide the {rows} "
+                f"sequences of a batch; write a "
                 f"divisor of {rows}"
             )
         replicas = execution.mesh.data * execution.mesh.fsdp
         if (rows // execution.accumulate) % replicas:
             raise ValueError(
-                f"execution.mesh data x fsdp = {replicas} does not divide the {rows // execution.accumulate} sequences "
-                f"of a micro-batch; write a mesh whose data x fsdp divides it, or a larger budget.batch_tokens"
+                f"execution.mesh data x fsdp = {replicas} does not divide the "
+                f"{rows // execution.accumulate} sequences "
+                f"of a micro-batch; write a mesh whose data x fsdp divides it, or a larger "
+                f"budget.batch_tokens"
             )
 
     @property
@@ -185,7 +206,8 @@ def from_dict(tree: dict[str, Any], *, source: str = "spec") -> RunSpec:
     made = tree.pop("format", FORMAT)
     if not isinstance(made, int) or made > FORMAT:
         raise InputError(
-            f"{source}: format", made,
+            f"{source}: format",
+            made,
             f"this ladder reads formats up to {FORMAT}; upgrade ladder to read a newer one",
         )
     try:
@@ -197,8 +219,10 @@ def from_dict(tree: dict[str, Any], *, source: str = "spec") -> RunSpec:
 def migrate(tree: dict[str, Any], added: dict[str, Any] | None = None) -> dict[str, Any]:
     """Fill fields that did not exist when the file was written with the value that reproduces it.
 
-    Only files are migrated, and a file written by this version has every field, so a missing field is an old one
-    unless a person left it out by hand; either way the legacy value is a declared default, never a guess.
+    Only files are migrated, and a file written by this version has every field, so a missing field
+    is an old one
+    unless a person left it out by hand; either way the legacy value is a declared default, never a
+    guess.
     """
     tree = json.loads(json.dumps(tree))
     for path, legacy in (ADDED_SINCE_FORMAT_1 if added is None else added).items():
@@ -214,7 +238,8 @@ def migrate(tree: dict[str, Any], added: dict[str, Any] | None = None) -> dict[s
 
 
 def canonical(spec: RunSpec, added: dict[str, Any] | None = None) -> str:
-    """Canonical JSON of the science: sorted keys, no execution, no labels, no field that holds its legacy value."""
+    """Canonical JSON of the science: sorted keys, no execution, no labels, no field that holds its
+    legacy value."""
     tree = to_dict(spec)
     del tree["execution"]
     del tree["model"]["arch"]  # a label: the blocks say what the architecture is
@@ -225,14 +250,18 @@ def canonical(spec: RunSpec, added: dict[str, Any] | None = None) -> str:
             node = node[key]
         if node.get(leaf) == legacy:
             del node[leaf]
-    return json.dumps({"identity": 1, **tree}, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return json.dumps(
+        {"identity": 1, **tree}, sort_keys=True, separators=(",", ":"), allow_nan=False
+    )
 
 
 def with_execution(spec: RunSpec, **changes: Any) -> RunSpec:
     return replace(spec, execution=replace(spec.execution, **changes))
 
 
-def _flatten_errors(errors: list[Any], prefix: tuple[Any, ...] = ()) -> list[tuple[str, Any, str, str]]:
+def _flatten_errors(
+    errors: list[Any], prefix: tuple[Any, ...] = ()
+) -> list[tuple[str, Any, str, str]]:
     rows = []
     for e in errors:
         loc = (*prefix, *e["loc"])
@@ -245,7 +274,8 @@ def _flatten_errors(errors: list[Any], prefix: tuple[Any, ...] = ()) -> list[tup
 
 
 def input_error(error: ValidationError, *, source: str) -> InputError:
-    """One line from pydantic's list of errors: each wrong path, what was given, what to write instead."""
+    """One line from pydantic's list of errors: each wrong path, what was given, what to write
+    instead."""
     rows = _flatten_errors(error.errors(include_url=False))
     path, given, kind, message = rows[0]
     if kind == "unexpected_keyword_argument":
@@ -264,7 +294,9 @@ def input_error(error: ValidationError, *, source: str) -> InputError:
 
 def _instead(message: str) -> str:
     known = {
-        "Input should be a valid integer, unable to parse string as an integer": "write a whole number",
+        "Input should be a valid integer, unable to parse string as an integer": (
+            "write a whole number"
+        ),
         "Input should be a valid number, unable to parse string as a number": "write a number",
     }
     return known.get(message, message[:1].lower() + message[1:])

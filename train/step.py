@@ -1,7 +1,10 @@
-"""What is one training step? Pure functions of (state, hyper, batch); nothing here compiles or talks to a mesh.
+"""What is one training step? Pure functions of (state, hyper, batch); nothing here compiles or
+talks to a mesh.
 
-State is a dict of arrays: `params` and `opt` (flat by path, float32), `step`, `window` (sums since the last log
-point, so that a resumed ledger equals an uninterrupted one) and `bad` (first step with a non-finite loss, or -1).
+State is a dict of arrays: `params` and `opt` (flat by path, float32), `step`, `window` (sums since
+the last log
+point, so that a resumed ledger equals an uninterrupted one) and `bad` (first step with a
+non-finite loss, or -1).
 """
 
 from collections.abc import Callable, Mapping
@@ -24,15 +27,25 @@ WINDOW = ("loss", "grad_norm", "count")
 
 
 def forward(
-    model: Model, params: Mapping[str, jax.Array], batch: Batch, *, constrain: Constrain, layers: str, remat: str,
-    dtype: Any, isolate: bool,
+    model: Model,
+    params: Mapping[str, jax.Array],
+    batch: Batch,
+    *,
+    constrain: Constrain,
+    layers: str,
+    remat: str,
+    dtype: Any,
+    isolate: bool,
 ) -> tuple[jax.Array, jax.Array]:
     """Summed nats and summed weights of a batch."""
     tokens_BT = batch["tokens_BT"]
     positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
     ctx = Context(
-        positions_BT=positions_BT, segments_BT=batch["segments_BT"] if isolate else None, constrain=constrain,
-        layers=layers, remat=remat,
+        positions_BT=positions_BT,
+        segments_BT=batch["segments_BT"] if isolate else None,
+        constrain=constrain,
+        layers=layers,
+        remat=remat,
     )
     logits_BTV, _ = model(params, tokens_BT, ctx, dtype=dtype)
     return next_token(logits_BTV, batch)
@@ -71,7 +84,8 @@ def _state(params: Mapping[str, Any], zeros: Callable[[tuple[int, ...], Any], An
 def train_step(
     model: Model, loss: Callable[..., tuple[jax.Array, jax.Array]], *, accumulate: int
 ) -> Callable[[State, Hyper, Batch], tuple[State, jax.Array]]:
-    """The step as a function to (state, mean loss); `loss(params, batch)` sums nats and weights of a (micro-)batch."""
+    """The step as a function to (state, mean loss); `loss(params, batch)` sums nats and weights of
+    a (micro-)batch."""
 
     def gradients(params: Mapping[str, jax.Array], batch: Batch):
         # the mean is over the whole batch, so micro-batches weigh by their tokens

@@ -1,4 +1,5 @@
-"""Who else is told? wandb mirrors the ledger when a key or offline mode is there; nothing depends on it."""
+"""Who else is told? wandb mirrors the ledger when a key or offline mode is there; nothing depends
+on it."""
 
 import os
 from typing import Any
@@ -11,13 +12,19 @@ class Silent:
 
 
 class Mirror:
-    """A wandb run of the same id. A tracker that fails is silenced, not fatal: the record is local."""
+    """A wandb run of the same id. A tracker that fails is silenced, not fatal: the record is
+    local."""
 
     def __init__(self, run_id: str, spec: dict[str, Any], *, folder: str):
         import wandb
 
         self.run = wandb.init(
-            project="ladder", id=run_id, name=run_id, config=spec, dir=folder, resume="allow",
+            project="ladder",
+            id=run_id,
+            name=run_id,
+            config=spec,
+            dir=folder,
+            resume="allow",
             settings=wandb.Settings(silent=True),
         )
 
@@ -31,7 +38,9 @@ class Mirror:
 
 def wanted() -> bool:
     mode = os.environ.get("WANDB_MODE", "")
-    return mode == "offline" or (mode not in ("disabled", "dryrun") and "WANDB_API_KEY" in os.environ)
+    return mode == "offline" or (
+        mode not in ("disabled", "dryrun") and "WANDB_API_KEY" in os.environ
+    )
 
 
 def open_tracker(run_id: str, spec: dict[str, Any], *, folder: str) -> Silent | Mirror:

@@ -1,4 +1,5 @@
-"""Plain two-matrix feed-forward layer with GELU (Vaswani et al. 2017; GPT-2's tanh form of Hendrycks and Gimpel)."""
+"""Plain two-matrix feed-forward layer with GELU (Vaswani et al. 2017; GPT-2's tanh form of
+Hendrycks and Gimpel)."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -18,7 +19,7 @@ from parallelism.axes import SPEC
 @dataclass(frozen=True, kw_only=True, config=SPEC)
 class Spec(LayerSpec):
     kind: Literal["gelu"] = "gelu"  # pyright: ignore[reportIncompatibleVariableOverride]
-    ratio: float = Field(4.0, gt=0)  # hidden width over d_model
+    ratio: float = Field(default=4.0, gt=0)  # hidden width over d_model
     bias: bool = False
 
     def sizes(self, shared: Mapping[str, int]) -> dict[str, int]:

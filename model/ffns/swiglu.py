@@ -1,4 +1,5 @@
-"""Gated feed-forward layer: out(silu(gate x) * (up x)) (Shazeer 2020; LLaMA's width of 8/3 d_model)."""
+"""Gated feed-forward layer: out(silu(gate x) * (up x)) (Shazeer 2020; LLaMA's width of 8/3
+d_model)."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -18,8 +19,8 @@ from parallelism.axes import SPEC
 @dataclass(frozen=True, kw_only=True, config=SPEC)
 class Spec(LayerSpec):
     kind: Literal["swiglu"] = "swiglu"  # pyright: ignore[reportIncompatibleVariableOverride]
-    ratio: float = Field(8 / 3, gt=0)  # hidden width over d_model
-    multiple_of: int = Field(8, ge=1)  # the hidden width is rounded to a multiple of this
+    ratio: float = Field(default=8 / 3, gt=0)  # hidden width over d_model
+    multiple_of: int = Field(default=8, ge=1)  # the hidden width is rounded to a multiple of this
 
     def sizes(self, shared: Mapping[str, int]) -> dict[str, int]:
         return {"F": max(1, round(self.ratio * shared["D"] / self.multiple_of)) * self.multiple_of}

@@ -1,6 +1,7 @@
 """Causal softmax attention with grouped queries, rotary positions and optional QK-norm.
 
-Vaswani et al. 2017; grouped queries: Ainslie et al. 2023; rotary: Su et al. 2021; QK-norm: Henry et al. 2020, as
+Vaswani et al. 2017; grouped queries: Ainslie et al. 2023; rotary: Su et al. 2021; QK-norm: Henry
+et al. 2020, as
 RMSNorm with one gain per channel shared by the heads (Qwen3's form).
 """
 
@@ -25,24 +26,28 @@ from parallelism.axes import SPEC
 @dataclass(frozen=True, kw_only=True, config=SPEC)
 class Spec(LayerSpec):
     kind: Literal["attention"] = "attention"  # pyright: ignore[reportIncompatibleVariableOverride]
-    d_head: int = Field(32, ge=2, multiple_of=2)
-    queries_per_kv: int = Field(1, ge=1)  # query heads that share one key-value head
-    rotary_theta: float | None = Field(10_000.0, gt=0)  # None: no rotary positions
+    d_head: int = Field(default=32, ge=2, multiple_of=2)
+    queries_per_kv: int = Field(default=1, ge=1)  # query heads that share one key-value head
+    rotary_theta: float | None = Field(default=10_000.0, gt=0)  # None: no rotary positions
     qk_norm: bool = False
     bias: bool = False
-    query_blocks: int = Field(2, ge=1)  # static blocks of queries; changes the order of sums only
+    query_blocks: int = Field(
+        default=2, ge=1
+    )  # static blocks of queries; changes the order of sums only
 
     def sizes(self, shared: Mapping[str, int]) -> dict[str, int]:
         width = shared["D"]
         if width % self.d_head:
             raise ValueError(
-                f"d_head {self.d_head} does not divide d_model {width}; write a divisor of {width}, or a d_model that "
+                f"d_head {self.d_head} does not divide d_model {width}; write a divisor of "
+                f"{width}, or a d_model that "
                 f"is a multiple of {self.d_head}"
             )
         heads = width // self.d_head
         if heads % self.queries_per_kv:
             raise ValueError(
-                f"queries_per_kv {self.queries_per_kv} does not divide the {heads} heads (d_model {width} / d_head "
+                f"queries_per_kv {self.queries_per_kv} does not divide the {heads} heads "
+                f"(d_model {width} / d_head "
                 f"{self.d_head}); write a divisor of {heads}"
             )
         return {"H": heads, "J": heads // self.queries_per_kv, "K": self.d_head}
@@ -80,7 +85,12 @@ class Layer(nnx.Module):
             q_BTHK = rotary(q_BTHK, ctx.positions_BT, theta=spec.rotary_theta)
             k_BTJK = rotary(k_BTJK, ctx.positions_BT, theta=spec.rotary_theta)
         y_BTHK = attention(
-            q_BTHK, k_BTJK, v_BTJK, ctx.segments_BT, scale=self.scale, blocks=min(spec.query_blocks, x_BTD.shape[1])
+            q_BTHK,
+            k_BTJK,
+            v_BTJK,
+            ctx.segments_BT,
+            scale=self.scale,
+            blocks=min(spec.query_blocks, x_BTD.shape[1]),
         )
         y_BTD = linear(y_BTHK, self.out)
         if spec.bias:
@@ -89,7 +99,8 @@ class Layer(nnx.Module):
 
 
 def extra_flops(spec: Spec, sizes: Mapping[str, int], *, seq_len: int, causal: bool) -> float:
-    """Forward FLOPs per token outside parameter products: scores and their product with the values."""
+    """Forward FLOPs per token outside parameter products: scores and their product with the
+    values."""
     full = 4.0 * seq_len * sizes["H"] * sizes["K"]
     return full / 2 if causal else full
 

@@ -1,6 +1,7 @@
 """What is causal softmax attention over documents? The fast form beside its naive twin.
 
-Key-value head j serves query heads j*G .. j*G + G-1, with G = H / J. Scores and softmax are float32.
+Key-value head j serves query heads j*G .. j*G + G-1, with G = H / J. Scores and softmax are
+float32.
 """
 
 import jax
@@ -10,12 +11,19 @@ MASKED = -1e30  # finite: a row of -inf would give NaN gradients
 
 
 def naive_attention(
-    q_BTHK: jax.Array, k_BTJK: jax.Array, v_BTJK: jax.Array, segments_BT: jax.Array | None, *, scale: float
+    q_BTHK: jax.Array,
+    k_BTJK: jax.Array,
+    v_BTJK: jax.Array,
+    segments_BT: jax.Array | None,
+    *,
+    scale: float,
 ) -> jax.Array:
     """All T x T scores, masked to earlier positions of the same document."""
     H, J, T = q_BTHK.shape[2], k_BTJK.shape[2], q_BTHK.shape[1]
     k_BTHK, v_BTHK = (jnp.repeat(x, H // J, axis=2) for x in (k_BTJK, v_BTJK))
-    score_BHTS = scale * jnp.einsum("bthk,bshk->bhts", q_BTHK, k_BTHK, preferred_element_type=jnp.float32)
+    score_BHTS = scale * jnp.einsum(
+        "bthk,bshk->bhts", q_BTHK, k_BTHK, preferred_element_type=jnp.float32
+    )
     seen_BTS = jnp.tril(jnp.ones((T, T), bool))[None]
     if segments_BT is not None:
         seen_BTS = seen_BTS & (segments_BT[:, :, None] == segments_BT[:, None, :])
@@ -24,7 +32,12 @@ def naive_attention(
 
 
 def attention(
-    q_BTHK: jax.Array, k_BTJK: jax.Array, v_BTJK: jax.Array, segments_BT: jax.Array | None, *, scale: float,
+    q_BTHK: jax.Array,
+    k_BTJK: jax.Array,
+    v_BTJK: jax.Array,
+    segments_BT: jax.Array | None,
+    *,
+    scale: float,
     blocks: int,
 ) -> jax.Array:
     """The same in static blocks of queries that skip the scores above the diagonal block.

@@ -1,4 +1,5 @@
-"""How do rotary positions enter? By rotating pairs of channels (Su et al. 2021; half-split layout of LLaMA)."""
+"""How do rotary positions enter? By rotating pairs of channels (Su et al. 2021; half-split layout
+of LLaMA)."""
 
 import jax
 import jax.numpy as jnp
