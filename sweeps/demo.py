@@ -1,0 +1,250 @@
+"""What does the whole path look like, small? Sweep, fit, predict, train the held-out rung, size.
+
+The real thing on real text: the prediction of the held-out rung is written down before the rung is
+trained, and a second call finds everything done. Sizes are chosen for two CPU cores.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from analysis.artefact import Fit, read_fit
+from analysis.fit import fit as fit_law
+from analysis.isoflop import isoflop as valleys
+from analysis.observations import observe
+from analysis.planner import Sizing, size
+from analysis.predict import HeldOut, Prediction, predict
+from analysis.report import write_report
+from parallelism.errors import InputError
+from sweeps.launch.local import sweep
+from sweeps.make import isoflop
+from sweeps.plan import Plan, PlannedRun
+from sweeps.production import Production, production
+from sweeps.summary import Summary
+from train.record import RunDir, read_json, write_json
+
+CONVENTION = "causal_attn"
+RUNG = 3  # the held-out budget over the largest fitted one
+PRODUCTION = 1000  # the sized run's budget over the largest fitted one
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """Budgets in FLOPs, widths at each, and settings common to all runs."""
+
+    budgets: tuple[float, ...]
+    widths: tuple[tuple[int, ...], ...]
+    settings: dict[str, Any]
+
+
+COMMON = {
+    "data.seq_len": 128,
+    "budget.batch_tokens": 2048,
+    "optim.lr": 0.02,
+    "evaluation.tokens": 262_144,
+    "execution.checkpoint_every": 500,
+}
+SIZES = {
+    "small": Size(
+        budgets=(2e11, 6e11, 1.8e12),
+        widths=((16, 32, 48, 64), (16, 32, 48, 64, 80), (32, 48, 64, 80, 96)),
+        settings=COMMON,
+    ),
+    "tiny": Size(
+        budgets=(3e10, 9e10, 2.7e11),
+        widths=((16, 32, 48, 64),) * 3,
+        settings={**COMMON, "data.seq_len": 64, "budget.batch_tokens": 1024},
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Demo:
+    """Everything the demo found; `seconds` is this call's."""
+
+    plan: Plan
+    summaries: tuple[Summary, ...]
+    fit: Fit
+    heldout: HeldOut
+    sizing: Sizing
+    production: Production
+    spec_path: Path
+    report: Path
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        held = self.heldout.to_json()
+        return {
+            "cells": [
+                {"run_id": run.run_id, **run.labels, **self._cell(run.run_id)}
+                for run in self.plan.runs
+            ],
+            "budgets": sorted({run.labels["budget"] for run in self.plan.runs}),
+            "fit": {"params": self.fit.params, "status": self.fit.status, "rows": self.fit.rows},
+            "heldout": {k: held[k] for k in ("predicted", "lo", "hi", "measured", "inside")},
+            "production": self.production.to_json(),
+            "compilations": sum(s.compilations for s in self.summaries),
+            "compile_seconds": sum(s.to_json()["compile_seconds"] for s in self.summaries),
+            "seconds": self.seconds,
+            "report": str(self.report),
+        }
+
+    def _cell(self, run_id: str) -> dict[str, Any]:
+        return self.summaries[0].cells[run_id]
+
+    def text(self) -> str:
+        shapes = {run.labels["size"] for run in self.plan.runs}
+        made = sum(s.compilations for s in self.summaries)
+        return "\n".join(
+            [
+                "",
+                self.fit.text(),
+                "",
+                f"held-out rung, {RUNG} x the largest budget: {self.heldout.text()}",
+                "",
+                self.sizing.text(),
+                self.production.text(),
+                f"launch it with: ladder train {self.spec_path}",
+                "",
+                f"{self.seconds:.0f} s; {made} train steps compiled for {len(shapes)} sizes and "
+                f"the rung",
+                f"report: {self.report}",
+            ]
+        )
+
+
+def demo(
+    *,
+    arch: str,
+    size_name: str,
+    root: Path,
+    workers: int | None = None,
+    say: Callable[[str], None] = print,
+) -> Demo | None:
+    """Run the demo, or what is left of it; None when it was interrupted."""
+    begun = time.perf_counter()
+    if size_name not in SIZES:
+        raise InputError("--size", size_name, f"choose one of {', '.join(SIZES)}")
+    plan = _plan(arch, size_name)
+    plan.write(root)
+    say(f"{len(plan.runs)} runs of {arch} at {len(SIZES[size_name].budgets)} budgets: {root}")
+    first = sweep(plan, root, workers=workers)
+    if first.interrupted:
+        return None
+
+    observations = observe(
+        root, run_ids=[run.run_id for run in plan.runs], convention=CONVENTION
+    )
+    path = root / "plans" / plan.name
+    fit = fit_law(observations)
+    fit.write(path.with_suffix(".fit.json"))
+    say(fit.text())
+
+    rung, prediction = _rung(plan, fit, path.with_suffix(".heldout.json"), root, say)
+    second = sweep(rung, root, workers=1)
+    if second.interrupted:
+        return None
+    held = _measured(rung.runs[0].run_id, prediction, root)
+    say(held.text())
+
+    largest = max(run.labels["budget"] for run in plan.runs)
+    sizing = size(fit, PRODUCTION * largest)
+    big = _production(plan, n=sizing.N["value"], flops=PRODUCTION * largest)
+    expected = predict(fit, {"N": big.params["total"], "D": big.tokens})
+    spec_path = path.with_suffix(".production.json")
+    big.write(spec_path, prediction=expected.to_json())
+    report = write_report(
+        path.with_suffix(".html"),
+        fit=fit,
+        observations=observe(root, run_ids=[r.run_id for r in plan.runs], convention=CONVENTION),
+        isoflop=valleys(observations, fit=fit),
+        heldout=held,
+        sizing=sizing,
+        production={**big.to_json(), "prediction": expected.to_json()},
+        sweep=first.to_json(),
+        title=f"ladder demo: {arch}",
+    )
+    return Demo(
+        plan=plan,
+        summaries=(first, second),
+        fit=fit,
+        heldout=held,
+        sizing=sizing,
+        production=big,
+        spec_path=spec_path,
+        report=report,
+        seconds=time.perf_counter() - begun,
+    )
+
+
+def _plan(arch: str, size_name: str) -> Plan:
+    chosen = SIZES[size_name]
+    name = f"demo-{arch}-{size_name}"
+    runs: list[PlannedRun] = []
+    for budget, widths in zip(chosen.budgets, chosen.widths, strict=True):
+        part = isoflop(
+            name=name,
+            arch=arch,
+            budgets=[budget],
+            widths=widths,
+            convention=CONVENTION,
+            set=chosen.settings,
+        )
+        runs += part.runs
+    recipe = {"kind": "demo", "arch": arch, "size": size_name}
+    return Plan(name, "the whole path once, small", tuple(runs), recipe)
+
+
+def _rung(
+    plan: Plan, fit: Fit, path: Path, root: Path, say: Callable[[str], None]
+) -> tuple[Plan, Prediction]:
+    """The held-out run and its prediction, written before it is trained and never rewritten after."""
+    budget = RUNG * max(run.labels["budget"] for run in plan.runs)
+    if path.exists():
+        kept = read_json(path)
+        if kept["data_hash"] == fit.data_hash or RunDir(root / kept["run_id"]).path.exists():
+            prediction = Prediction(**kept["prediction"])
+            return _one(plan, kept["d_model"], budget), prediction
+    big = _production(plan, n=size(fit, budget).N["value"], flops=budget)
+    prediction = predict(fit, {"N": big.params["total"], "D": big.tokens})
+    kept = {
+        "run_id": big.spec.run_id,
+        "d_model": big.spec.model.d_model,
+        "data_hash": fit.data_hash,
+        "written": time.time(),
+        "prediction": prediction.to_json(),
+    }
+    write_json(path, kept)
+    say(f"predicted before the rung {big.spec.run_id} is trained: {prediction.text()}")
+    return _one(plan, big.spec.model.d_model, budget), prediction
+
+
+def _one(plan: Plan, width: int, budget: float) -> Plan:
+    return isoflop(
+        name=f"{plan.name}.rung",
+        arch=plan.recipe["arch"],
+        budgets=[budget],
+        widths=[width],
+        convention=CONVENTION,
+        why="the held-out rung",
+        set=SIZES[plan.recipe["size"]].settings,
+    )
+
+
+def _production(plan: Plan, *, n: float, flops: float) -> Production:
+    base = plan.runs[0].spec
+    return production(base, n=n, flops=flops, convention=CONVENTION, arch=plan.recipe["arch"])
+
+
+def _measured(run_id: str, prediction: Prediction, root: Path) -> HeldOut:
+    run = RunDir(root / run_id).read()
+    result = run.result or {"status": run.status, "metrics": {}}
+    metrics = result["metrics"]
+    return HeldOut(
+        run_id=run_id,
+        prediction=prediction,
+        measured=metrics.get("loss/val") if result["status"] == "done" else None,
+        flops=run.counts["flops_per_token"][CONVENTION] * run.counts["tokens_planned"],
+    )
