@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from analysis.artefact import Fit, read_fit
+from analysis.artefact import Fit
 from analysis.fit import fit as fit_law
 from analysis.isoflop import isoflop as valleys
 from analysis.observations import observe
@@ -134,9 +134,7 @@ def demo(
     if first.interrupted:
         return None
 
-    observations = observe(
-        root, run_ids=[run.run_id for run in plan.runs], convention=CONVENTION
-    )
+    observations = observe(root, run_ids=[run.run_id for run in plan.runs], convention=CONVENTION)
     path = root / "plans" / plan.name
     fit = fit_law(observations)
     fit.write(path.with_suffix(".fit.json"))

@@ -107,6 +107,9 @@ class _Launch:
         """Work is left, or a worker still winds up."""
         if self.stops:
             self.session.interrupted = True
+            for worker in self.pool.workers.values():
+                if worker.cell is None and not worker.leaving:
+                    worker.close()
             return any(w.process.poll() is None or w.cell for w in self.pool.workers.values())
         busy = any(w.cell for w in self.pool.workers.values())
         if self.pending or self.held or busy:
@@ -119,7 +122,7 @@ class _Launch:
 
     def _feed(self) -> None:
         for worker in self.pool.workers.values():
-            while worker.ready and worker.cell is None and self.pending:
+            while worker.free and self.pending:
                 busy = {w.cell.shape for w in self.pool.workers.values() if w.cell}
                 chosen = choose(
                     self.pending.values(),
@@ -174,7 +177,7 @@ class _Launch:
             # the user can mend it: no result is written, so the same command tries again
             self._end(one, FAILED, message["reason"])
         elif event == "crash":
-            worker.cell = None
+            worker.cell, worker.leaving = None, True
             self._died(one, message["reason"], worker)
 
     def _outcome(self, worker: Worker, one: Cell, message: dict[str, Any]) -> None:

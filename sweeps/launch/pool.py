@@ -30,7 +30,8 @@ class Worker:
     log: Path
     cell: Cell | None = None
     compiled: set[str] = dataclasses.field(default_factory=set)
-    ready: bool = False
+    ready: bool = False  # it has started
+    leaving: bool = False  # it ends by itself: give it nothing more
 
     def give(self, cell: Cell) -> None:
         self.cell = cell
@@ -42,8 +43,13 @@ class Worker:
         except BrokenPipeError:
             pass  # it died: its `ended` event follows and takes the cell back
 
+    @property
+    def free(self) -> bool:
+        return self.ready and not self.leaving and self.cell is None
+
     def close(self) -> None:
         """No more cells; an idle worker ends, one in training checkpoints and ends."""
+        self.leaving = True
         if self.process.stdin is not None and not self.process.stdin.closed:
             try:
                 self.process.stdin.close()

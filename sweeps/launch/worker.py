@@ -39,8 +39,11 @@ def main() -> int:
     commands: queue.Queue[dict[str, Any] | None] = queue.Queue()
     threading.Thread(target=_listen, args=(commands,), daemon=True).start()
     try:
-        from train.loop import train  # jax starts here, in this process only
+        import jax
 
+        from train.loop import train
+
+        jax.devices()  # a machine without its accelerator is told before any cell is taken
         tell("ready", pid=os.getpid())
         while (command := commands.get()) is not None:
             status = _cell(command, train, root=args.root, tell=tell)
