@@ -34,8 +34,8 @@ def flops(value: float, _: object = None) -> str:
     """3e13 -> 3·10¹³."""
     if value <= 0:
         return "0"
-    power = int(np.floor(np.log10(value) + 1e-9))
-    digits = f"{value / 10**power:.2g}"
+    digits, _, exponent = f"{value:.1e}".partition("e")
+    digits, power = digits.removesuffix(".0"), int(exponent)
     raised = str(power).translate(str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻"))
     return f"10{raised}" if digits == "1" else f"{digits}·10{raised}"
 

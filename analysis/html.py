@@ -55,7 +55,7 @@ def table(
 def pairs(values: Mapping[str, Any]) -> str:
     """A two-column table of names and values; absent ones are left out."""
     rows = [(name, value) for name, value in values.items() if value is not None]
-    return table(("", ""), rows) if rows else ""
+    return table(("", ""), rows).replace("<table>", '<table class="pairs">') if rows else ""
 
 
 def paragraph(text: str, *, kind: str = "") -> str:

@@ -118,7 +118,7 @@ def size(
         inference=None if not inference_tokens else _inference(fit, thetas, N_S, L_S, flops, inference_tokens, tails),
         devices=devices.hours(flops) if devices else None, tokens_per_parameter=float(D_S[0] / N), level=level,
         extrapolation=float(beyond[0]) if beyond is not None else 1.0, convention=str(fit.conventions.get("C", "")),
-        flops_per_token_origin="6 N" if fit.flops_per_token is None else "the family's own FLOPs per token",
+        flops_per_token_origin="6 N FLOPs per token" if fit.flops_per_token is None else "the family's own FLOPs per token",
         warnings=warnings,
     )  # fmt: skip
 

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from analysis import figures
 from analysis.artefact import Fit
 from analysis.html import Markup, cards, number, page, pairs, paragraph, picture, table, verdict, warnings
@@ -82,7 +84,7 @@ def _held(fit: Fit, held: list[HeldOut]) -> str:
     if held:
         rows = [
             (
-                Markup(f"<code>{h.run_id}</code>"), h.flops, _times(h.prediction.extrapolation), h.prediction.mean,
+                Markup(f"<code>{h.run_id}</code>"), h.flops and figures.flops(h.flops), _times(h.prediction.extrapolation), h.prediction.mean,
                 f"{h.prediction.lo:.4f} to {h.prediction.hi:.4f}", h.measured,
                 None if h.measured is None else f"{h.measured / h.prediction.mean - 1:+.2%}", verdict(h.inside),
             )
@@ -115,10 +117,10 @@ def _valleys(found: IsoFlop, fit: Fit, held: list[HeldOut]) -> str:
     for v in found.valleys:
         o = v.optimum
         if o is None:
-            rows.append((v.flops, len(v.N), None, None, None, v.reason))
+            rows.append((figures.flops(v.flops), len(v.N), None, None, None, v.reason))
         else:
             interval = f"{figures.count(o['N_lo'])} to {figures.count(o['N_hi'])}"
-            rows.append((v.flops, len(v.N), figures.count(o["N"]), figures.count(o["D"]), o["loss"], interval))
+            rows.append((figures.flops(v.flops), len(v.N), figures.count(o["N"]), figures.count(o["D"]), o["loss"], interval))
     parts = [
         picture(drawn, "Each colour is one compute budget. The joint law decides; the parabolas check it."),
         table(("FLOPs", "runs", "N*", "D*", "loss", "interval of N*, or why there is none"), rows, numbers=range(5)),
@@ -187,11 +189,14 @@ def _production(sizing: Sizing | None, production: Mapping[str, Any] | None) -> 
         quantities = (("parameters N", sizing.N), ("tokens D", sizing.D), ("loss", sizing.loss))
         parts.append(
             paragraph(
-                f"For {number(sizing.flops)} FLOPs ({sizing.convention or 'C'}; FLOPs per token:"
-                f" {sizing.flops_per_token_origin}), {_times(sizing.extrapolation)} the largest fitted budget."
+                f"For {figures.flops(sizing.flops)} FLOPs ({sizing.convention or 'C'}, by {sizing.flops_per_token_origin}), {_times(sizing.extrapolation)} the largest fitted budget."
             )
         )
-        rows = [(name, q["value"], f"{number(q['lo'])} to {number(q['hi'])}") for name, q in quantities]
+        styles = (figures.count, figures.count, "{:.4f}".format)
+        rows = [
+            (name, style(q["value"]), f"{style(q['lo'])} to {style(q['hi'])}")
+            for (name, q), style in zip(quantities, styles, strict=True)
+        ]
         parts.append(table(("", "optimum", f"{sizing.level:.0%} interval"), rows, numbers=(1, 2)))
         flat = f"{figures.count(sizing.flat['N_lo'])} to {figures.count(sizing.flat['N_hi'])}"
         facts: dict[str, Any] = {
@@ -220,18 +225,19 @@ def _production(sizing: Sizing | None, production: Mapping[str, Any] | None) -> 
 def _runs(observations: Observations, held: list[HeldOut]) -> str:
     ids = {h.run_id for h in held}
     rows, faint = [], []
-    for k, (i, reason) in enumerate(zip(observations.id, observations.reason, strict=True)):
-        if len(rows) == ROWS:
-            break
-        row = observations.rows[k]
+    columns = observations.columns
+    order = np.lexsort([columns[n] for n in ("N", "C") if n in columns]) if "N" in columns else range(len(observations.id))
+    for k in order[:ROWS]:
+        i, reason, row = observations.id[k], observations.reason[k], observations.rows[k]
         said = "held out" if i in ids else (f"excluded: {reason}" if reason else "fitted")
         if reason:
             faint.append(len(rows))
         numbers = [
-            None if name not in observations.columns else _present(float(observations.columns[name][k]))
+            float(columns[name][k]) if name in columns and np.isfinite(columns[name][k]) else None
             for name in ("N", "D", "C", "loss")
         ]
-        shown = [None if v is None else (figures.count(v) if n < 2 else v) for n, v in enumerate(numbers)]
+        styles = (figures.count, figures.count, figures.flops, "{:.4f}".format)
+        shown = [None if v is None else style(v) for v, style in zip(numbers, styles, strict=True)]
         rows.append((Markup(f"<code>{i}</code>"), row.get("status"), *shown, row.get("optim.lr"), said))
     head = ("run", "status", "N", "D", "C, FLOPs", str(observations.conventions.get("loss", "loss")), "lr", "")
     keep = [c for c in range(len(head)) if c in (0, 7) or any(row[c] is not None for row in rows)]
@@ -311,7 +317,3 @@ def _range(interval: Mapping[str, float] | None) -> str | None:
 
 def _times(value: float | None) -> str | None:
     return None if value is None else f"{value:.3g} x"
-
-
-def _present(value: float) -> float | None:
-    return value if value == value else None
