@@ -54,8 +54,8 @@ def _ffn(kind: str, **knobs):
 
 
 def _d_head(d_model: int) -> int:
-    """64 from width 512 up, 16 below: several heads at every width of a small sweep."""
-    return 64 if d_model >= 512 else 16
+    """64 from width 512 up, 8 below 128: several heads at every width of a small sweep."""
+    return 64 if d_model >= 512 else 16 if d_model >= 128 else 8
 
 
 def names() -> list[str]:
@@ -74,12 +74,11 @@ def widths(name: str) -> list[int]:
     """Realisable widths of a family, increasing, each about a tenth above the last or one step of
     its granularity."""
     build(name)
-    out: list[int] = []
-    width = 16
+    out, width = [], 8
     while width <= 32768:
         out.append(width)
-        step = 16 if width < 512 else 64
-        width += max(step, round(width * 0.1 / step) * step)
+        step = _d_head(width + 1)
+        width = max(width // step + 1, round(width * 1.1 / step)) * step
     return out
 
 

@@ -1,0 +1,569 @@
+"""The front door: every verb of the command line, thin.
+
+A verb's docstring is its help and its example. Rooms are imported by the verb that needs them.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from parallelism.errors import InputError
+
+OK, BAD_ANSWER, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    if argv is None:
+        _quick_memory(args.verb)
+    try:
+        return args.run(args)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # ladder table | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+
+
+# -- one model, one run ----------------------------------------------------------------------------
+
+
+def show(args: argparse.Namespace) -> int:
+    """Parameters, sharding, initialisation, multipliers and FLOPs of an architecture.
+
+    ladder show dense --set model.d_model=512
+    """
+    from model import archs
+    from model.show import show as describe
+
+    if args.list:
+        return _out(args, archs.names(), "\n".join(archs.names()))
+    if args.model is None:
+        raise InputError("ladder show", "no name", "name an architecture, or write --list")
+    spec = _spec(args.model, args.set)
+    shown = describe(spec.model, seq_len=spec.data.seq_len, mesh=spec.execution.mesh)
+    return _out(args, shown.to_json(), shown.text())
+
+
+def train(args: argparse.Namespace) -> int:
+    """Train one run to its end, from its last checkpoint if it has one.
+
+    ladder train --arch dense --set model.d_model=64 --set budget.tokens=2e6
+    """
+    from sweeps.launch.single import train_here
+
+    if (args.spec is None) == (args.arch is None):
+        given = "both" if args.spec else "neither"
+        raise InputError("ladder train", f"{given} of SPEC.json and --arch", "give one of the two")
+    spec = _spec(args.spec or args.arch, args.set)
+    if args.distributed:
+        from parallelism.mesh import start_processes
+
+        start_processes()
+    outcome = train_here(spec, root=args.root, show=not args.quiet)
+    value = {
+        "run_id": outcome.run_id,
+        "status": outcome.status,
+        "reason": outcome.reason,
+        "metrics": outcome.metrics,
+        "skipped": outcome.skipped,
+    }
+    why = f": {outcome.reason}" if outcome.reason else ""
+    lines = [f"{outcome.status} {args.root / outcome.run_id}{why}"]
+    for name in ("loss/train", "loss/val", "bpb/val"):
+        if name in outcome.metrics:
+            lines.append(f"{name} {outcome.metrics[name]:.4f}")
+    _out(args, value, "\n".join(lines))
+    return {"done": OK, "interrupted": INTERRUPTED}.get(outcome.status, BAD_ANSWER)
+
+
+# -- sweeps ----------------------------------------------------------------------------------------
+
+
+def plan(args: argparse.Namespace) -> int:
+    """The dry run of a sweep: what each cell is, costs and already has; writes plan.json.
+
+    ladder plan sweep.toml
+    """
+    from sweeps.dry_run import dry_run
+    from sweeps.load import load
+
+    made = load(args.sweep, set=_settings(args.set))
+    path = made.write(args.root)
+    dry = dry_run(made, args.root, flops_per_second=args.flops_per_second)
+    return _out(args, {**dry.to_json(), "plan": str(path)}, f"{dry.text()}\nplan: {path}")
+
+
+def sweep(args: argparse.Namespace) -> int:
+    """Train every run of a sweep that is not finished; kill it and call it again at will.
+
+    ladder sweep sweep.toml
+    """
+    from sweeps.launch.local import sweep as launch
+    from sweeps.load import load
+
+    made = load(args.sweep, set=_settings(args.set))
+    made.write(args.root)
+    summary = launch(
+        made, args.root, workers=args.workers, retries=args.retries, show=not args.quiet
+    )
+    _out(args, summary.to_json(), summary.text())
+    return summary.exit_status
+
+
+def status(args: argparse.Namespace) -> int:
+    """Every planned and found run: where it is, and what a reader must know of it.
+
+    ladder status --root runs
+    """
+    from sweeps.doctor import status as examine
+    from sweeps.load import load
+
+    found = examine(args.root, load(args.sweep) if args.sweep else None)
+    return _out(args, found.to_json(), found.text())
+
+
+def demo(args: argparse.Namespace) -> int:
+    """The whole path, small: sweep, fit, predict the held-out rung, train it, size a big run.
+
+    ladder demo --size tiny
+    """
+    from sweeps.demo import demo as run
+
+    say = _to_stderr if args.json == "-" else print
+    found = run(arch=args.arch, size_name=args.size, root=args.root, workers=args.workers, say=say)
+    if found is None:
+        print("interrupted; the same command goes on from the last checkpoints", file=sys.stderr)
+        return INTERRUPTED
+    return _out(args, found.to_json(), found.text())
+
+
+# -- laws ------------------------------------------------------------------------------------------
+
+
+def table(args: argparse.Namespace) -> int:
+    """One row a run: its settings by dotted path, status, losses, costs.
+
+    ladder table --root runs
+    """
+    from analysis.tables import table as tabulate
+
+    rows = tabulate(args.root)
+    columns = args.columns.split(",") if args.columns else None
+    return _out(args, rows.to_json(), rows.text(columns))
+
+
+def fit(args: argparse.Namespace) -> int:
+    """Fit a law to a runs folder, or to a CSV, JSONL or Parquet file of measurements.
+
+    ladder fit runs --law chinchilla --json fit.json
+    """
+    from analysis.fit import fit as solve
+
+    found = solve(
+        _observations(args, law=args.law),
+        law=args.law,
+        huber=args.huber,
+        reduce=args.reduce,
+        bootstrap=args.bootstrap,
+        seed=args.seed,
+        level=args.level,
+    )
+    _out(args, found.to_json(), found.text())
+    return BAD_ANSWER if found.status == "FAILED" else OK
+
+
+def predict(args: argparse.Namespace) -> int:
+    """The loss a fitted law expects at a size and token count, with its interval by source.
+
+    ladder predict fit.json --at N=1e9,D=2e10
+    """
+    from analysis.artefact import read_fit
+    from analysis.predict import parse_at
+    from analysis.predict import predict as expect
+
+    found = expect(read_fit(args.fit), parse_at(args.at), level=args.level)
+    return _out(args, found.to_json(), found.text())
+
+
+def backtest(args: argparse.Namespace) -> int:
+    """How would the law have done? Fit below each budget, predict the next, compare.
+
+    ladder backtest runs
+    """
+    from analysis.fit import fit as solve
+
+    found = solve(_observations(args, law=args.law), law=args.law, bootstrap=args.bootstrap)
+    lines = found.backtest.get("lines", [])
+    return _out(args, found.backtest, "\n".join(lines))
+
+
+def isoflop(args: argparse.Namespace) -> int:
+    """Each budget's valley and its optimum, or the reason there is none; exponents of N*(C), D*(C).
+
+    ladder isoflop runs
+    """
+    from analysis.isoflop import isoflop as valleys
+
+    found = valleys(_observations(args, law="chinchilla", also=("C",)))
+    return _out(args, found.to_json(), found.text())
+
+
+def size(args: argparse.Namespace) -> int:
+    """N, D, loss for a budget, each with its interval; with --out, a run that ladder train takes.
+
+    ladder size fit.json --flops 1e24 --devices h100:1024 --out production.json
+    """
+    from analysis.artefact import read_fit
+    from analysis.devices import parse
+    from sweeps.sized import sized
+
+    found = sized(
+        read_fit(args.fit),
+        flops=args.flops,
+        inference_tokens=args.inference_tokens,
+        devices=parse(args.devices, mfu=args.mfu) if args.devices else None,
+        root=args.root,
+        arch=args.arch,
+        transfer=args.transfer,
+        settings=args.set,
+        out=args.out,
+    )
+    return _out(args, found.to_json(), found.text())
+
+
+def report(args: argparse.Namespace) -> int:
+    """One self-contained HTML page: valleys, frontier, residuals, runs, exclusions, provenance.
+
+    ladder report runs --out report.html
+    """
+    from analysis.fit import fit as solve
+    from analysis.isoflop import isoflop as valleys
+    from analysis.report import write_report
+
+    observed = _observations(args, law=args.law, also=("C",))
+    found = solve(observed, law=args.law, bootstrap=args.bootstrap)
+    path = write_report(
+        args.out, fit=found, observations=observed, isoflop=valleys(observed, fit=found)
+    )
+    return _out(args, {"report": str(path)}, f"report: {path}")
+
+
+# -- checks and tools ------------------------------------------------------------------------------
+
+
+def check(args: argparse.Namespace) -> int:
+    """Does a promise hold? `transfer`: do activations change alike at every width?
+
+    ladder check transfer --arch dense
+    """
+    from train.coordinates import coordinate_check
+
+    found = coordinate_check(
+        _spec(args.arch, ["data.seq_len=64", *args.set]),
+        cache=args.root / ".cache" / "data",
+        widths=_whole_numbers("--widths", args.widths),
+        lr=args.lr,
+    )
+    _out(args, found.to_json(), found.text())
+    return OK if found.flat else BAD_ANSWER
+
+
+def bench(args: argparse.Namespace) -> int:
+    """Tokens per second, model FLOP/s, share of this machine's matrix-product peak, loop overhead.
+
+    ladder bench --arch dense --set model.d_model=128
+    """
+    from train.bench import bench as measure
+
+    spec = _spec(args.arch, args.set)
+    found = measure(spec, root=args.root, steps=args.steps)
+    return _out(args, found.to_json(), found.text())
+
+
+def tokenizer(args: argparse.Namespace) -> int:
+    """Train a byte-level BPE on a corpus; data.tokenizer takes the file.
+
+    ladder tokenizer train --source stdlib --vocab 4096 --out tokenizer.json
+    """
+    from train.data.tokenizers import train_bpe
+
+    made = train_bpe(_source(args.source, args.column), vocab=args.vocab, out=args.out)
+    value = {"path": str(args.out), "vocab": made.n_vocab}
+    hint = f"--set data.tokenizer={args.out} --set model.vocab={made.n_vocab}"
+    return _out(args, value, f"{made.n_vocab} tokens: {args.out}\nuse it with {hint}")
+
+
+# -- the command line ------------------------------------------------------------------------------
+
+
+class Parser(argparse.ArgumentParser):
+    """Errors are one line and exit status 2, as everywhere else."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {self.prog}: {message}; see {self.prog} --help", file=sys.stderr)
+        raise SystemExit(BAD_INPUT)
+
+
+def parser() -> Parser:
+    top = Parser(prog="ladder", description="Scaling sweeps from a grid to a sized production run.")
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=Parser)
+
+    def verb(run: Callable[[argparse.Namespace], int], *, root: bool = True) -> Parser:
+        what, _, rest = (run.__doc__ or "").partition("\n\n")
+        out = verbs.add_parser(
+            run.__name__,
+            help=what.split(";")[0].split(". ")[0].rstrip("."),
+            description=" ".join(what.split()),
+            epilog="example:\n  " + rest.strip(),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        out.set_defaults(run=run)
+        out.add_argument("--json", metavar="PATH", help="write the answer as JSON (- for stdout)")
+        if root:
+            out.add_argument(
+                "--root",
+                type=Path,
+                default=Path("runs"),
+                metavar="DIR",
+                help="runs (default: runs)",
+            )
+        return out
+
+    one = verb(demo)
+    one.add_argument("--arch", default="dense", metavar="NAME", help="family (default: dense)")
+    one.add_argument("--size", default="small", metavar="SIZE", help="small or tiny")
+    one.add_argument("--workers", type=_whole, metavar="N", help="processes (default: one a core)")
+
+    one = verb(show)
+    one.add_argument("model", nargs="?", metavar="NAME|SPEC.json", help="architecture or run")
+    one.add_argument("--list", action="store_true", help="the names")
+    _set(one)
+
+    one = verb(train)
+    one.add_argument("spec", nargs="?", metavar="SPEC.json", help="a RunSpec")
+    one.add_argument("--arch", metavar="NAME", help="or a named architecture with defaults")
+    one.add_argument("--distributed", action="store_true", help="join the other processes first")
+    one.add_argument("--quiet", action="store_true", help="no progress")
+    _set(one)
+
+    for run in (plan, sweep):
+        one = verb(run)
+        one.add_argument("sweep", metavar="SWEEP", help="sweep.toml, a Python file or plan.json")
+        _set(one)
+        if run is plan:
+            one.add_argument(
+                "--flops-per-second", type=_number, metavar="X", help="speed for the time estimate"
+            )
+        else:
+            one.add_argument("--workers", type=_whole, metavar="N", help="processes")
+            one.add_argument("--retries", type=_whole, default=2, metavar="N", help="(default: 2)")
+            one.add_argument("--quiet", action="store_true", help="no live table")
+
+    one = verb(status)
+    one.add_argument("sweep", nargs="?", metavar="SWEEP", help="only this sweep's runs")
+
+    one = verb(table)
+    one.add_argument("--columns", metavar="A,B", help="dotted paths to show")
+
+    for run in (fit, backtest, isoflop, report):
+        one = verb(run, root=False)
+        one.add_argument("data", metavar="DATA", help="a runs folder, or CSV, JSONL, Parquet")
+        one.add_argument("--where", metavar="EXPR", help="rows to use, as in 'model.d_model < 64'")
+        one.add_argument("--map", metavar="N=col,D=col,loss=col", help="columns of a file")
+        one.add_argument("--exclude", metavar="ID", action="append", default=[], help="leave out")
+        one.add_argument("--convention", metavar="NAME", help="FLOPs of runs (causal_attn)")
+        one.add_argument("--cluster", metavar="COLUMN", help="rows that are one run")
+        if run is not isoflop:
+            one.add_argument("--law", default="chinchilla", metavar="NAME|module:object")
+            one.add_argument("--bootstrap", type=_whole, default=400, metavar="N")
+        if run is fit:
+            one.add_argument("--huber", type=_number, metavar="DELTA", help="of log residuals")
+            one.add_argument("--reduce", default="sum", choices=("sum", "mean"))
+            one.add_argument("--seed", type=_whole, default=0)
+            one.add_argument("--level", type=_number, default=0.95, help="of intervals")
+        if run is report:
+            one.add_argument("--out", type=Path, default=Path("report.html"), metavar="PATH")
+
+    one = verb(predict, root=False)
+    one.add_argument("fit", metavar="fit.json")
+    one.add_argument("--at", required=True, metavar="N=1e9,D=2e10")
+    one.add_argument("--level", type=_number, help="of the interval (default: the fit's)")
+
+    one = verb(size)
+    one.add_argument("fit", metavar="fit.json")
+    one.add_argument("--flops", type=_number, required=True, metavar="C")
+    one.add_argument("--inference-tokens", type=_number, metavar="T", help="served over its life")
+    one.add_argument("--devices", metavar="KIND:COUNT", help="as in h100:1024")
+    one.add_argument("--mfu", type=_number, help="fraction of peak (default: assumed, and said)")
+    one.add_argument("--arch", metavar="NAME", help="family (default: that of the fitted runs)")
+    one.add_argument("--transfer", default="fixed", metavar="RULE", help="for lr, batch, decay")
+    one.add_argument("--out", type=Path, metavar="production.json", help="write the run")
+    _set(one)
+
+    one = verb(check)
+    one.add_argument("what", choices=("transfer",))
+    one.add_argument("--arch", default="dense", metavar="NAME")
+    one.add_argument("--widths", default="64,128,256,512", metavar="A,B")
+    one.add_argument("--lr", type=_number, default=0.01)
+    _set(one)
+
+    one = verb(bench)
+    one.add_argument("--arch", default="dense", metavar="NAME")
+    one.add_argument("--steps", type=_whole, default=100, metavar="N")
+    _set(one)
+
+    one = verb(tokenizer, root=False)
+    one.add_argument("what", choices=("train",))
+    one.add_argument("--source", default="stdlib", metavar="stdlib|PATH")
+    one.add_argument("--column", default="text", help="of JSONL and Parquet")
+    one.add_argument("--vocab", type=_whole, default=4096)
+    one.add_argument("--out", type=Path, default=Path("tokenizer.json"), metavar="PATH")
+    return top
+
+
+def _set(one: Parser) -> None:
+    one.add_argument(
+        "--set", action="append", default=[], metavar="PATH=VALUE", help="a field by dotted path"
+    )
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a number; write one such as 1e9"
+        ) from None
+
+
+def _whole(text: str) -> int:
+    value = _number(text)
+    if value != int(value) or value < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number; write one such as 400")
+    return int(value)
+
+
+def _whole_numbers(field: str, text: str) -> list[int]:
+    parts = [p.strip() for p in text.split(",")]
+    if len(parts) < 2 or not all(p.isdigit() for p in parts):
+        raise InputError(field, text, "write at least two whole numbers, as in 64,128,256")
+    return [int(p) for p in parts]
+
+
+def _spec(source: str, settings: Sequence[str]) -> Any:
+    """A RunSpec from a name or a JSON file, with `--set` applied."""
+    from model import archs
+    from train.paths import override
+    from train.record import read_json
+    from train.spec import RunSpec, from_dict
+
+    if source.endswith(".json") or Path(source).is_file():
+        path = Path(source)
+        if not path.is_file():
+            raise InputError("SPEC.json", source, "no such file; `ladder show --list` has names")
+        tree = read_json(path)
+        if not isinstance(tree, dict):
+            raise InputError(source, "not an object", "give the JSON of a RunSpec")
+        return override(from_dict(tree, source=source), settings)
+    return override(_rebuilt(RunSpec(model=archs.build(source)), settings), settings)
+
+
+def _rebuilt(spec: Any, settings: Sequence[str]) -> Any:
+    """A named family at the width that `--set model.d_model` asks for keeps its own shape rule."""
+    from dataclasses import replace
+
+    from model import archs
+    from train.paths import parse
+
+    changes = dict(parse(text) for text in settings)
+    width = changes.get("model.d_model")
+    if not isinstance(width, int | float) or width != int(width) or width < 1:
+        return spec
+    try:
+        return replace(spec, model=archs.build(spec.model.arch, int(width)))
+    except ValueError:
+        return spec  # `override` says what is wrong with that width
+
+
+def _settings(texts: Sequence[str]) -> dict[str, Any]:
+    from train.paths import parse
+
+    return dict(parse(text) for text in texts)
+
+
+def _observations(args: argparse.Namespace, *, law: str, also: tuple[str, ...] = ()) -> Any:
+    from analysis import laws
+    from analysis.observations import observe, parse_map
+
+    inputs = tuple(dict.fromkeys((*laws.resolve(law).input_names, *also)))
+    return observe(
+        args.data,
+        inputs=inputs,
+        columns=parse_map(args.map),
+        where=args.where,
+        exclude=args.exclude,
+        convention=args.convention,
+        cluster=args.cluster,
+    )
+
+
+def _source(text: str, column: str) -> Any:
+    from train.spec import SourceSpec
+
+    if text == "stdlib":
+        return SourceSpec()
+    suffix = Path(text.removesuffix(".gz")).suffix
+    if suffix == ".jsonl":
+        return SourceSpec(kind="jsonl", path=text, column=column)
+    if suffix == ".parquet":
+        return SourceSpec(kind="parquet", path=text, column=column)
+    return SourceSpec(kind="text", path=text, column=column)
+
+
+def _to_stderr(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _out(args: argparse.Namespace, value: Any, text: str) -> int:
+    """The answer: JSON where asked, words for people (on stderr beside JSON on stdout)."""
+    if args.json is None:
+        print(text)
+    elif args.json == "-":
+        print(text, file=sys.stderr)
+        print(json.dumps(value, indent=2))
+    else:
+        from train.record import write_json
+
+        write_json(Path(args.json), value)
+        print(text)
+    return OK
+
+
+def _quick_memory(verb: str) -> None:
+    """Training on CPU takes 20 to 30 % less time when malloc keeps its pages; read at start-up."""
+    if (
+        verb not in ("train", "bench")
+        or sys.platform != "linux"
+        or "MALLOC_ARENA_MAX" in os.environ
+    ):
+        return
+    settings = {
+        "MALLOC_MMAP_MAX_": "0",
+        "MALLOC_TRIM_THRESHOLD_": str(1 << 33),
+        "MALLOC_ARENA_MAX": "1",
+    }
+    command = [sys.executable, "-m", "ladder", *sys.argv[1:]]
+    os.execve(sys.executable, command, {**os.environ, **settings})
+
+
+if __name__ == "__main__":
+    sys.exit(main())
