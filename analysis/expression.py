@@ -107,7 +107,9 @@ class _Reader:
             case ast.UnaryOp(op=op, operand=operand) if type(op) in UNARY:
                 return UNARY[type(op)](self.value(operand, row))
             case ast.BinOp(left=left, op=op, right=right) if type(op) in BINARY:
-                return BINARY[type(op)](self.value(left, row), self.value(right, row))
+                # float: 9 ** 9 ** 9 overflows at once, and text is not multiplied
+                a, b = (self.number(side, row) for side in (left, right))
+                return BINARY[type(op)](a, b)
             case ast.Compare(left=left, ops=ops, comparators=rest):
                 values = [self.value(left, row), *(self.value(r, row) for r in rest)]
                 pairs = zip(ops, values, values[1:], strict=False)
@@ -122,6 +124,12 @@ class _Reader:
                 name = str(self.spelled(node))
                 raise InputError("--where", f"no column {name}", nearest(name, self.columns))
         raise InputError("--where", self.expression, HELP)
+
+    def number(self, node: ast.AST, row: Row) -> float:
+        value = self.value(node, row)
+        if not isinstance(value, int | float):
+            raise TypeError(f"{value!r} is not a number")
+        return float(value)
 
     def rank(self, node: ast.AST, k: int, name: str) -> float:
         key = f"{name} {k} {ast.dump(node)}"

@@ -1,0 +1,209 @@
+"""What is read, flagged and refused: nothing dropped, nothing guessed, the source untouched."""
+
+import json
+
+import numpy as np
+import pytest
+
+from analysis.budgets import budgets
+from analysis.expression import keep
+from analysis.fit import fit
+from analysis.observations import observe, parse_map
+from analysis.tables import table
+from parallelism.errors import InputError
+from tests.analysis.synthetic import Truth, counts, grid, write_run, write_sweep
+
+ROWS = [
+    {"n": 1e6, "d": 2e7, "l": 3.5, "kind": "a"},
+    {"n": 2e6, "d": 2e7, "l": 3.4, "kind": "b"},
+    {"n": 2e6, "d": 2e7, "l": 3.4, "kind": "b"},
+    {"n": 3e6, "d": 2e7, "l": None, "kind": "a"},
+    {"n": 4e6, "d": 2e7, "l": "n/a", "kind": "a"},
+    {"n": 4e6, "d": 2e7, "l": float("inf"), "kind": "a"},
+    {"n": 4e6, "d": -1.0, "l": 3.1, "kind": "a"},
+]
+MAP = {"N": "n", "D": "d", "loss": "l"}
+
+
+def write_csv(path, rows):
+    lines = [",".join(rows[0])] + [",".join("" if v is None else str(v) for v in r.values()) for r in rows]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    write_sweep(root, Truth())
+    return root
+
+
+def test_every_row_is_kept_and_unusable_ones_say_why(tmp_path):
+    found = observe(write_csv(tmp_path / "m.csv", ROWS), columns=MAP)
+    assert len(found.id) == len(ROWS)
+    assert [e["reason"] for e in found.excluded] == [
+        "duplicate of row 2", "loss: missing", "loss: not a number (n/a)", "loss: not finite (inf)",
+        "D: not positive (-1)",
+    ]  # fmt: skip
+    assert found.ids == ("1", "2")
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_the_same_rows_in_every_format_are_the_same_observations(tmp_path, ending):
+    rows = [r for r in ROWS if r["l"] != "n/a"]
+    path = tmp_path / f"m.{ending}"
+    if ending == "csv":
+        write_csv(path, rows)
+    elif ending == "jsonl":
+        path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    else:
+        import pyarrow
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    before = path.read_bytes()
+    found = observe(path, columns=MAP)
+    np.testing.assert_array_equal(found.values("N"), [1e6, 2e6])
+    assert len(found.excluded) == 4
+    assert path.read_bytes() == before
+
+
+def test_tokens_follow_from_compute_where_they_are_missing(tmp_path):
+    path = write_csv(tmp_path / "m.csv", [{"n": 1e6, "c": 6e14, "l": 3.0}, {"n": 2e6, "c": 6e14, "l": 2.9}])
+    found = observe(path, columns=parse_map("N=n,C=c,loss=l"))
+    np.testing.assert_allclose(found.values("D"), [1e8, 5e7])
+    assert found.conventions["C"] == "six_nd"
+    assert found.flops_per_token is None
+
+
+def test_a_column_that_is_not_there_is_named_with_the_nearest(tmp_path):
+    path = write_csv(tmp_path / "m.csv", ROWS)
+    with pytest.raises(InputError, match="--map loss: no column lass.*"):
+        observe(path, columns={**MAP, "loss": "lass"})
+    with pytest.raises(InputError, match="write --map loss=COLUMN, one of n, d, l, kind"):
+        observe(path, columns={"N": "n", "D": "d"})
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.csv", b"", "no rows"), ("a.csv", b"\xff\xfe\x00bad,\n1,2\n", "UTF-8"), ("a.jsonl", b"[1]\n", "JSON object"),
+        ("a.jsonl", b'{"a": 1}\n{"a"\n', "a.jsonl:2"), ("a.parquet", b"nope", "not Parquet"), ("a.xls", b"x", ".xls"),
+    ],
+)  # fmt: skip
+def test_files_that_cannot_be_read_are_one_line(tmp_path, name, content, said):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=said):
+        observe(tmp_path / name)
+
+
+def test_runs_become_observations_with_their_conventions(sweep):
+    found = observe(sweep)
+    assert int(found.used.sum()) == 15
+    assert {e["reason"] for e in found.excluded} == {"diverged: non-finite loss at step 40", "unfinished"}
+    assert found.conventions["N"] == "params.total"
+    assert found.conventions["C"] == "causal_attn"
+    assert found.conventions["loss_unit"] == "nats/token"
+    for n, per_token in found.flops_per_token:
+        width = next(w for w in range(16, 400, 16) if counts(w)[0] == n)
+        assert per_token == pytest.approx(counts(width)[1])
+    six = observe(sweep, convention="six_nd")
+    assert six.flops_per_token is None
+
+
+def test_the_table_has_every_path_and_leaves_absent_numbers_absent(sweep):
+    rows = table(sweep).to_json()
+    assert len(rows) == 17
+    done = next(r for r in rows if r["status"] == "done")
+    assert {"run_id", "model.d_model", "optim.lr", "seed", "loss/train", "loss/val", "bpb/val", "N", "D"} <= set(done)
+    assert {"C.six_nd", "C.causal_attn"} <= set(done)
+    waiting = next(r for r in rows if r["status"] == "unfinished")
+    assert not {"loss/val", "D", "C.six_nd"} & set(waiting)
+    assert "model.d_model" in table(sweep).text()
+
+
+def test_a_diverged_run_leaves_the_fit_of_the_others_untouched(sweep, tmp_path):
+    clean = tmp_path / "clean"
+    clean.mkdir()
+    for row in table(sweep).rows:
+        if row["status"] == "done":
+            (clean / row["run_id"]).symlink_to(sweep / row["run_id"])
+    assert fit(observe(sweep), bootstrap=0).theta == fit(observe(clean), bootstrap=0).theta
+
+
+def test_mixed_tokenisers_are_refused_until_where_separates_them(tmp_path):
+    write_sweep(tmp_path, Truth())
+    write_run(tmp_path, width=64, tokens=5e7, loss=2.0, data__tokenizer="bpe.json")
+    with pytest.raises(InputError, match="data.tokenizer: mixed: bpe.json and bytes.*--where"):
+        observe(tmp_path)
+    found = observe(tmp_path, where="data.tokenizer == 'bytes'")
+    assert int(found.used.sum()) == 15
+    assert found.excluded[-1]["reason"].startswith("not where") or len(found.excluded) == 3
+
+
+def test_mixed_sequence_lengths_are_refused(tmp_path):
+    write_run(tmp_path, width=64, tokens=5e7, loss=2.0)
+    write_run(tmp_path, width=96, tokens=5e7, loss=2.0, data__seq_len=512)
+    with pytest.raises(InputError, match="data.seq_len"):
+        observe(tmp_path)
+
+
+def test_selected_runs_are_used_and_others_flagged(sweep):
+    ids = [r["run_id"] for r in table(sweep).rows if r["status"] == "done"][:7]
+    found = observe(sweep, run_ids=ids)
+    assert set(found.ids) == set(ids)
+    assert sum(e["reason"] == "not selected" for e in found.excluded) == 10
+
+
+def test_an_unknown_convention_or_id_names_the_nearest(sweep):
+    with pytest.raises(InputError, match="did you mean causal_attn"):
+        observe(sweep, convention="causal_atn")
+    with pytest.raises(InputError, match="--exclude"):
+        observe(sweep, exclude=["nobody"])
+
+
+def test_budgets_are_found_from_achieved_compute_alone():
+    N, D = grid(Truth(), budgets=4, sizes=5)
+    rng = np.random.default_rng(0)
+    found = budgets(6 * N * D * np.exp(rng.uniform(-0.01, 0.01, len(N))))
+    assert not found.are_bands
+    np.testing.assert_array_equal(found.label_M, np.repeat(np.arange(4), 5))
+    np.testing.assert_allclose(found.flops, 1e13 * 3.0 ** np.arange(4), rtol=0.01)
+
+
+def test_compute_without_gaps_has_bands_and_no_budgets():
+    assert budgets(np.geomspace(1e13, 1e15, 60)).are_bands
+
+
+EXPRESSIONS = [
+    ("N > 1", [False, True, True]), ("optim.lr == 0.1 or loss/val < 2", [True, False, True]),
+    ("not (N > 1 and N < 3)", [True, False, True]), ("`a b` in ['x', 'y']", [True, True, False]),
+    ("loss/val / 2 < 1.2", [False, True, True]), ("loss/val < largest(loss/val, 1)", [False, True, True]),
+    ("log(N) >= 0 and -N > -2", [True, False, False]), ("1 < N <= 3", [False, True, True]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "kept"), EXPRESSIONS)
+def test_expressions_keep_the_rows_they_say(text, kept):
+    rows = [
+        {"N": 1, "optim.lr": 0.1, "loss/val": 3.0, "a b": "x"},
+        {"N": 2, "optim.lr": 0.2, "loss/val": 2.0, "a b": "y"},
+        {"N": 3, "optim.lr": 0.2, "loss/val": 1.0, "a b": "z"},
+    ]
+    assert keep(text, rows) == kept
+
+
+def test_a_row_without_the_column_is_not_kept():
+    assert keep("a < 5", [{"a": 1}, {"b": 1}]) == [True, False]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "__import__('os').system('true')", "N.__class__", "(lambda: 1)()", "[x for x in N]", "N >", "M > 1",
+        "N > 'text'", "open('x')", "largest(N, 9)", "", "9 ** 9 ** 9 ** 9 > 1", "'a' * 9 > 1", "N ** N ** N ** N ** 'a'",
+    ],
+)  # fmt: skip
+def test_expressions_that_are_no_comparison_of_columns_are_refused(text):
+    with pytest.raises(InputError, match="--where"):
+        keep(text, [{"N": 2}])
