@@ -1,9 +1,8 @@
 """Which architectures have a name? THE place: one short function per name, from one dial (the
 width) to a ModelSpec.
 
-The dial sets the depth through the family's shape rule, so a size of a family is one number. To
-add an architecture,
-write a function here; its public name is its name.
+The dial sets the depth through the family's shape rule, so a size of a family is one number. To add
+an architecture, write a function here; its public name is its name.
 """
 
 import inspect
@@ -28,7 +27,8 @@ def dense(d_model: int = 128) -> ModelSpec:
 
 def gpt2(d_model: int = 128) -> ModelSpec:
     """GPT-2-style baseline: LayerNorm, learned positions, biases, GELU, tied readout, standard
-    parametrisation."""
+    parametrisation.
+    """
     block = BlockSpec(
         mixer=_mixer("attention", d_head=_d_head(d_model), rotary_theta=None, bias=True),
         ffn=_ffn("gelu", bias=True),
@@ -72,7 +72,8 @@ def build(name: str, d_model: int | None = None) -> ModelSpec:
 
 def widths(name: str) -> list[int]:
     """Realisable widths of a family, increasing, each about a tenth above the last or one step of
-    its granularity."""
+    its granularity.
+    """
     build(name)
     out, width = [], 8
     while width <= 32768:

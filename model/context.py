@@ -1,5 +1,6 @@
-"""What does a layer get besides the stream? One frozen value, the same for every layer of a
-forward pass."""
+"""What does a layer get besides the stream? One frozen value, the same for every layer of a forward
+pass.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ def unplaced(x: jax.Array, dims: str) -> jax.Array:
 @dataclass(frozen=True)
 class Context:
     """positions_BT counts from the start of the row; segments_BT numbers documents, None when they
-    are not isolated."""
+    are not isolated.
+    """
 
     positions_BT: jax.Array
     segments_BT: jax.Array | None

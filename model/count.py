@@ -1,8 +1,8 @@
 """What does an architecture cost? Parameters and training FLOPs per token under named conventions.
 
 Two FLOPs per multiply-add; a training step is three forward passes (backward twice the forward).
-Counted from the
-declarations and from each layer's `extra_flops`; checked against the compiler's count in tests.
+Counted from the declarations and from each layer's `extra_flops`; checked against the compiler's
+count in tests.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,8 @@ CONVENTIONS = {
 @dataclass(frozen=True)
 class Counts:
     """`params` by kind; `flops_per_token` of training by convention; `decode_state` in numbers per
-    sequence."""
+    sequence.
+    """
 
     params: dict[str, int]
     flops_per_token: dict[str, float]

@@ -1,10 +1,8 @@
 """How does a decoder run? Embedding, blocks over depth (scanned or unrolled), norm, readout.
 
 `build` gives a `Model`: the declarations of every parameter and a pure function of a flat dict of
-arrays keyed by
-dotted path. Layers of the repeated unit are stored stacked on a leading Z whatever way they are
-run, so a checkpoint
-does not depend on the execution.
+arrays keyed by dotted path. Layers of the repeated unit are stored stacked on a leading Z whatever
+way they are run, so a checkpoint does not depend on the execution.
 """
 
 from collections.abc import Mapping
@@ -139,8 +137,9 @@ def _stacked(blocks: nnx.List, n: int, x_BTD: jax.Array, ctx: Context):
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A built architecture: declarations, and the forward pass as a pure function of a flat dict
-    of arrays."""
+    """A built architecture: declarations, and the forward pass as a pure function of a flat dict of
+    arrays.
+    """
 
     spec: ModelSpec
     declarations: Mapping[str, Declaration]

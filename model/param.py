@@ -1,8 +1,7 @@
 """How is a parameter declared? Once, in one line, with named dims.
 
 The only constructors of parameters. Shape, sharding, initial value, learning-rate and weight-decay
-multipliers, FLOPs
-and the printed table are all derived from the `Declaration` that the line makes.
+multipliers, FLOPs and the printed table are all derived from the `Declaration` that the line makes.
 """
 
 import math
@@ -56,7 +55,8 @@ class Parameter(nnx.Param):
 @dataclass(frozen=True)
 class Declare:
     """Where a module declares its parameters: sizes by letter, the base model's sizes, the
-    parametrisation."""
+    parametrisation.
+    """
 
     sizes: Mapping[str, int]
     base: Mapping[str, int]
@@ -148,9 +148,8 @@ def initial(declaration: Declaration, seed: int) -> np.ndarray:
     """The initial value, float32, drawn on the host.
 
     The stream is keyed by (seed, path, layer), so a value depends on no other parameter, no mesh
-    and no platform.
-    On the host because a compiled initialiser costs a second a shape, more than the training step
-    itself.
+    and no platform. On the host because a compiled initialiser costs a second a shape, more than
+    the training step itself.
     """
     if declaration.init == "zeros" or (
         declaration.init == "normal" and declaration.scaling.std == 0
@@ -174,9 +173,8 @@ def linear(x: jax.Array, weight: Parameter, *, dtype: Any = None) -> jax.Array:
     dims of weight.
 
     The leading dims of x are flattened: on CPU the weight gradient of a product with two batch
-    dimensions runs two to
-    three times slower than the same product on (B*T, D). `dtype` is the result's; the default is
-    x's.
+    dimensions runs two to three times slower than the same product on (B*T, D). `dtype` is the
+    result's; the default is x's.
     """
     declaration = weight.decl
     value = weight[...]

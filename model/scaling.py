@@ -1,9 +1,8 @@
 """How do initialisation, learning rate, weight decay and forward scale follow the dimensions?
 
 Computed from the dims of a parameter, the sizes of the model and the sizes of its base model;
-nothing else. Source:
-Yang et al. 2022 (muP for Adam, table 8 in the "abc" form with width multiples), microsoft/mup,
-EleutherAI/nanoGPT-mup.
+nothing else. Source: Yang et al. 2022 (muP for Adam, table 8 in the "abc" form with width
+multiples), microsoft/mup, EleutherAI/nanoGPT-mup.
 
 | role | initial std | learning rate | weight decay | forward |
 |---|---|---|---|---|
@@ -13,9 +12,8 @@ EleutherAI/nanoGPT-mup.
 | table, vector | constant | 1 | 0 | 1 (a tied table: 1/m where it reads out) |
 
 m is the product over contracted dims of size / base size: 1 for every parameter under `standard`,
-where the readout
-starts from fan_in^-1/2. muP's initial variance of a hidden matrix, sigma^2/m, is the same line as
-fan_in^-1/2.
+where the readout starts from fan_in^-1/2. muP's initial variance of a hidden matrix, sigma^2/m, is
+the same line as fan_in^-1/2.
 """
 
 import math
@@ -75,7 +73,8 @@ def scaling(
 
 def attention_scale(rule: Parametrisation, *, per_head: int, base_per_head: int) -> float:
     """Factor on q.k: K^-1/2 in standard, base_K^1/2 / K in muP, so that the two agree at the base
-    model."""
+    model.
+    """
     if rule.kind == "standard":
         return rule.attention_multiplier * per_head**-0.5
     return rule.attention_multiplier * base_per_head**0.5 / per_head

@@ -1,5 +1,6 @@
 """What is in an architecture? The printed table: every parameter with everything derived from its
-one line."""
+one line.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -87,7 +88,8 @@ class Shown:
 
 def show(spec: ModelSpec, *, seq_len: int, mesh: MeshSpec | None = None) -> Shown:
     """Describe a spec at a sequence length, sharded as on `mesh` (every strategy's axes when it is
-    not given)."""
+    not given).
+    """
     declarations = build(spec).declarations
     sizes = (mesh or MeshSpec()).sizes
     placed = report({p: (d.dims, d.shape) for p, d in declarations.items()}, sizes)

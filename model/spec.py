@@ -1,10 +1,9 @@
 """What is an architecture, as a value?
 
 `ModelSpec` is frozen JSON: shared sizes, the blocks over depth, and the parametrisation. A layer
-kind is the name of
-a file in `model/mixers` or `model/ffns`, or the dotted name of anybody's module; its own knobs are
-that file's
-`Spec`. This file imports no jax (resolving a kind imports the layer's file, which does).
+kind is the name of a file in `model/mixers` or `model/ffns`, or the dotted name of anybody's
+module; its own knobs are that file's `Spec`. This file imports no jax (resolving a kind imports the
+layer's file, which does).
 """
 
 import importlib
@@ -98,12 +97,10 @@ class BlockSpec:
 class Parametrisation:
     """How initialisation, learning rate, weight decay and forward scales follow the dimensions.
 
-    `mup` is muP for Adam relative to a base width (Yang et al. 2022; architectures.md section O);
-    `standard` keeps
-    every multiplier at 1. `weight_decay_exponent` p gives matrices a decay multiplier m^p in the
-    width multiple m:
-    1 keeps lr x decay constant (microsoft/mup, CompleteP), 0.5 is arXiv 2510.15262, 0 leaves it
-    alone.
+    `mup` is muP for Adam relative to a base width (Yang et al. 2022);
+    `standard` keeps every multiplier at 1. `weight_decay_exponent` p gives matrices a decay
+    multiplier m^p in the width multiple m: 1 keeps lr x decay constant (microsoft/mup, CompleteP),
+    0.5 is arXiv 2510.15262, 0 leaves it alone.
     """
 
     kind: Literal["standard", "mup"] = "mup"
@@ -119,7 +116,8 @@ class Parametrisation:
 @dataclass(frozen=True, kw_only=True, config=SPEC)
 class ModelSpec:
     """A decoder: embedding, `first` blocks, `repeat` tiled over the depth, `last` blocks, norm,
-    readout."""
+    readout.
+    """
 
     arch: str = "custom"  # a label for people; never parsed
     d_model: int = Field(ge=1)

@@ -1,9 +1,8 @@
 """Which names do dimensions and mesh axes have? Names are born only here.
 
-`AXES` is the legend of array dimensions: the letter used in code (`x_BTD`, einsum
-`"btd,df->btf"`), the word used
-in sharding rules, and its meaning. `MeshSpec` names the axes of the device mesh. This file imports
-no jax.
+`AXES` is the legend of array dimensions: the letter used in code (`x_BTD`, einsum `"btd,df->btf"`),
+the word used in sharding rules, and its meaning. `MeshSpec` names the axes of the device mesh. This
+file imports no jax.
 """
 
 from dataclasses import dataclass as plain_dataclass

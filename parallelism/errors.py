@@ -1,8 +1,7 @@
 """How does a user learn what to write instead?
 
 Every mistake a user can make is raised as `InputError`; the front door prints it as one line and
-exits with
-status 2. It lives in the lowest room because every room raises it.
+exits with status 2. It lives in the lowest room because every room raises it.
 """
 
 import difflib

@@ -1,5 +1,6 @@
 """Which devices does a run use, and in what arrangement? MeshSpec -> jax Mesh; multi-process
-start-up."""
+start-up.
+"""
 
 import os
 
@@ -55,8 +56,7 @@ def start_processes() -> None:
     """Join the other processes of this program before any device is touched.
 
     Clusters that JAX knows (Slurm, Open MPI, Kubernetes, TPU pods) need nothing; elsewhere the
-    standard variables
-    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say who is who.
+    standard variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say who is who.
     """
     names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
     given = {name: os.environ[name] for name in names if name in os.environ}

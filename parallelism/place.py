@@ -1,8 +1,7 @@
 """Where does an array lie? Dims + rules + mesh -> shardings; the sharding report.
 
-Names reach the mesh in two places: the shardings of the state when it is created, and
-`constrainer` as called in
-model/block.py and model/decoder.py.
+Names reach the mesh in two places: the shardings of the state when it is created, and `constrainer`
+as called in model/block.py and model/decoder.py.
 """
 
 import math

@@ -1,8 +1,7 @@
 """Which mesh axes does a dimension lie on? Strategies as data: axis name -> mesh axes.
 
 One table for parameters (and what is shaped like them: gradients, optimiser moments), one for
-activations. A mesh
-axis is used once per array; the first dimension that names it gets it.
+activations. A mesh axis is used once per array; the first dimension that names it gets it.
 """
 
 PARAMETERS: dict[str, tuple[str, ...]] = {

@@ -135,12 +135,12 @@ def demo(
         return None
 
     observations = observe(root, run_ids=[run.run_id for run in plan.runs], convention=CONVENTION)
-    path = root / "plans" / plan.name
+    folder = root / "reports" / plan.name
     fit = fit_law(observations)
-    fit.write(path.with_suffix(".fit.json"))
+    fit.write(folder / "fit.json")
     say(fit.text())
 
-    rung, prediction = _rung(plan, fit, path.with_suffix(".heldout.json"), root, say)
+    rung, prediction = _rung(plan, fit, folder / "heldout.json", root, say)
     second = sweep(rung, root, workers=1)
     if second.interrupted:
         return None
@@ -151,10 +151,10 @@ def demo(
     sizing = size(fit, PRODUCTION * largest)
     big = _production(plan, n=sizing.N["value"], flops=PRODUCTION * largest)
     expected = predict(fit, {"N": big.params["total"], "D": big.tokens})
-    spec_path = path.with_suffix(".production.json")
+    spec_path = folder / "production.json"
     big.write(spec_path, prediction=expected.to_json())
     report = write_report(
-        path.with_suffix(".html"),
+        folder / "report.html",
         fit=fit,
         observations=observe(root, run_ids=[r.run_id for r in plan.runs], convention=CONVENTION),
         isoflop=valleys(observations, fit=fit),
@@ -198,7 +198,7 @@ def _plan(arch: str, size_name: str) -> Plan:
 def _rung(
     plan: Plan, fit: Fit, path: Path, root: Path, say: Callable[[str], None]
 ) -> tuple[Plan, Prediction]:
-    """The held-out run and its prediction, written before it is trained and never rewritten after."""
+    """The held-out run and its prediction, written before it is trained, never after."""
     budget = RUNG * max(run.labels["budget"] for run in plan.runs)
     if path.exists():
         kept = read_json(path)

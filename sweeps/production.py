@@ -135,7 +135,10 @@ def _nearest(base: RunSpec, arch: str, n: float, kind: str) -> int:
     """The width whose parameter count is nearest in ratio; a size outside the family is refused."""
     sizes: dict[int, int] = {}
     for width in archs.widths(arch):
-        model = _resized(base, arch, width).model
+        try:
+            model = _resized(base, arch, width).model
+        except InputError:  # a size that a setting of the sweep does not fit, a head width say
+            continue
         sizes[width] = count(model, seq_len=base.data.seq_len).params[kind]
         if sizes[width] > 2 * n:
             break

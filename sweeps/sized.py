@@ -73,7 +73,7 @@ def sized(
         raise InputError(
             "fit.json",
             f"compute in column {convention}",
-            f"fit again with --map N=...,D=... so that C is 6 N D, or one of {', '.join(CONVENTIONS)}",
+            f"fit again without C in --map (C is then 6 N D), or by {', '.join(CONVENTIONS)}",
         )
     chosen = sizing.N["value"]
     kind = "total"
@@ -97,8 +97,8 @@ def sized(
     notes = [origin]
     if run.spec.steps > MANY_STEPS:
         notes.append(
-            f"{run.spec.steps:,} steps of {run.spec.budget.batch_tokens:,} tokens: the batch is the "
-            f"sweep's; --transfer olmo_ladder or --set budget.batch_tokens=... chooses another"
+            f"{run.spec.steps:,} steps of {run.spec.budget.batch_tokens:,} tokens: the batch is "
+            f"the sweep's; --transfer olmo_ladder or --set budget.batch_tokens=... chooses another"
         )
     if out is not None:
         run.write(out, prediction=expected.to_json())

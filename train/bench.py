@@ -176,8 +176,9 @@ def _only_steps(spec: RunSpec, *, each: int, steps: int) -> RunSpec:
 
 
 class _Rounds:
-    """The loop's progress callback: the time since it last returned is a round of the loop; then
-    it is the others' turn."""
+    """The loop's progress callback: the time since it last returned is a round of the loop; then it
+    is the others' turn.
+    """
 
     def __init__(self, spec: RunSpec, ready: Programs, *, cache: Path, each: int):
         self.each, self.ready = each, ready

@@ -1,9 +1,9 @@
-"""How does a run survive its process? Orbax checkpoints of the state with the data position,
-behind a thin face.
+"""How does a run survive its process? Orbax checkpoints of the state with the data position, behind
+a thin face.
 
 Saving is asynchronous and atomic (a checkpoint exists only once it is whole). Restoring goes onto
-whatever mesh the
-run now has, and falls back to the checkpoint before when the newest cannot be read.
+whatever mesh the run now has, and falls back to the checkpoint before when the newest cannot be
+read.
 """
 
 import contextlib
@@ -37,7 +37,8 @@ class Checkpoints:
 
     def save(self, step: int, state: Any, position: dict[str, Any]) -> None:
         """Begin to save; the arrays are copied before this returns, so the state may be donated
-        afterwards."""
+        afterwards.
+        """
         with _full_disk(self.folder):
             self.manager.save(
                 step,

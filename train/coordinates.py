@@ -2,12 +2,9 @@
 parametrisation.
 
 Train a few large steps at several widths and regress log mean |change from initialisation| on log
-width (Yang et al.
-2022, appendix D.1). Under muP the slopes of the residual stream and of the logits are flat; under
-the standard
-parametrisation they grow (measured for a plain decoder with Adam: +0.44 and +1.20). Changes are
-measured, not values:
-values are flat at initialisation in both.
+width (Yang et al. 2022, appendix D.1). Under muP the slopes of the residual stream and of the
+logits are flat; under the standard parametrisation they grow (measured for a plain decoder with
+Adam: +0.44 and +1.20). Changes are measured, not values: values are flat at initialisation in both.
 """
 
 from collections.abc import Sequence
@@ -28,7 +25,7 @@ from train.schedule import hyper
 from train.spec import BudgetSpec, DataSpec, OptimSpec, RunSpec, ScheduleSpec
 from train.step import forward, initial_state, train_step
 
-FLAT = 0.1  # |slope| below this is flat (architectures' own threshold with a large learning rate)
+FLAT = 0.1  # |slope| below this is flat, with a large learning rate (guess)
 COORDINATES = ("stream", "logits")
 ROWS = 8  # sequences of the batch that is trained on
 
@@ -84,7 +81,8 @@ def coordinate_check(
     seeds: int = 2,
 ) -> Check:
     """Slopes of the change of stream and logits against width, at the depth and on the text of
-    `spec`."""
+    `spec`.
+    """
     data = open_data(
         spec.data, seed=0, sequences_per_batch=ROWS, cache=cache, vocab=spec.model.vocab
     )

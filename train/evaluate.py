@@ -1,5 +1,6 @@
 """How good is a model on the held-out split? The same rows for every run, summed in float64 on the
-host."""
+host.
+"""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -17,7 +18,8 @@ def evaluate(
     bytes_per_token: float | None,
 ) -> dict[str, float]:
     """`loss/<name>` in nats per token; `bpb/<name>` in bits per byte where the text's bytes are
-    known."""
+    known.
+    """
     sums = [step(params, batch) for batch in batches]  # dispatched together, then read
     nats = math.fsum(float(np.asarray(n)) for n, _ in sums)
     weights = math.fsum(float(np.asarray(w)) for _, w in sums)

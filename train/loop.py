@@ -1,5 +1,6 @@
 """How is one run trained? Top to bottom: claim, compile, restore, step, log, evaluate, checkpoint,
-finish."""
+finish.
+"""
 
 import contextlib
 import dataclasses
@@ -56,7 +57,8 @@ class Progress:
 @dataclasses.dataclass(frozen=True)
 class Outcome:
     """How a run ended: done, diverged, interrupted (resumes), or held (another process is training
-    it)."""
+    it).
+    """
 
     run_id: str
     status: str
@@ -70,8 +72,9 @@ Report = Callable[[Progress], None]
 
 
 def train(spec: RunSpec, *, root: Path, progress: Report | None = None) -> Outcome:
-    """Train a run to its end, from its last checkpoint if it has one; a finished run is returned
-    as it stands."""
+    """Train a run to its end, from its last checkpoint if it has one; a finished run is returned as
+    it stands.
+    """
     run = RunDir(root / spec.run_id)
     run.check_format()
     if (ended := _ended(run)) is not None:
@@ -273,9 +276,8 @@ def _placer(
 ) -> tuple[Callable[[Batch], dict[str, jax.Array]], dict[str, int]]:
     """(this process's rows of a batch -> the global batch on the mesh, which rows those are).
 
-    A process reads only its own rows where its devices hold exactly those; on a mesh whose
-    replicas span processes
-    every process reads the whole batch and places the shards it holds.
+    A process reads only its own rows where its devices hold exactly those; on a mesh whose replicas
+    span processes every process reads the whole batch and places the shards it holds.
     """
     sharding = batch_sharding(ready.mesh)
     shape = (spec.sequences_per_batch, spec.data.seq_len)
@@ -303,7 +305,8 @@ def _placer(
 
 def _window(state: State, ready: Programs) -> tuple[dict[str, float], State, str | None]:
     """Means since the last log point, the state with an empty window, and why the run is bad if it
-    is."""
+    is.
+    """
     sums = {name: float(value) for name, value in jax.device_get(state["window"]).items()}
     bad = int(jax.device_get(state["bad"]))
     state = {**state, "window": _spread(empty_window(), ready.shardings["window"])}
@@ -329,7 +332,8 @@ def _devices(spec: RunSpec) -> dict[str, Any]:
 @contextlib.contextmanager
 def _interrupts() -> Iterator[threading.Event]:
     """Ctrl-C and SIGTERM end the run after the step in hand, with a checkpoint; a second one ends
-    it at once."""
+    it at once.
+    """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event

@@ -1,10 +1,9 @@
 """How is a parameter updated? AdamW with each parameter's own learning-rate and weight-decay
 multiplier.
 
-W <- W - lr(step) * m_lr * (adam(g) + weight_decay * m_wd * W), after clipping the global norm of
-g; multipliers come
-from the declarations (model/scaling.py). Built inside the traced step from arrays, so
-hyper-parameters are data.
+W <- W - lr(step) * m_lr * (adam(g) + weight_decay * m_wd * W), after clipping the global norm of g;
+multipliers come from the declarations (model/scaling.py). Built inside the traced step from arrays,
+so hyper-parameters are data.
 """
 
 from collections.abc import Mapping

@@ -1,8 +1,7 @@
 """How is one field of a run named? By a dotted path into RunSpec.
 
 `optim.lr` is the command-line override, the sweep axis, the JSON key and the table column. Values
-given as text are
-parsed by the type of the field they go to.
+given as text are parsed by the type of the field they go to.
 """
 
 import json

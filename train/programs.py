@@ -1,10 +1,8 @@
 """Which programs does a run execute, and when are they compiled? Once per distinct shape.
 
 `Programs` holds the compiled training and evaluation step of one shape. It is kept for the life of
-the process, found
-by `shape_key`, and compiled under a file lock with the persistent cache on, so processes that
-share a root never
-compile the same program twice.
+the process, found by `shape_key`, and compiled under a file lock with the persistent cache on, so
+processes that share a root never compile the same program twice.
 """
 
 import contextlib
@@ -53,7 +51,8 @@ class Programs:
 
 def resolved_execution(spec: RunSpec) -> dict[str, str]:
     """What `auto` means on this platform: float32 and unrolled layers on CPU, bfloat16 and scanned
-    elsewhere."""
+    elsewhere.
+    """
     cpu = jax.default_backend() == "cpu"
     dtype, layers = spec.execution.compute_dtype, spec.execution.layers
     return {
@@ -90,8 +89,7 @@ def abstract_batch(spec: RunSpec) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def state_shardings(model: Model, state: State, mesh: Mesh) -> Any:
-    """A sharding for every leaf: what is shaped like a parameter lies like it, scalars
-    everywhere."""
+    """A sharding for every leaf: like its parameter, scalars everywhere."""
     by_path = {
         p: parameter_sharding(d.dims, d.shape, mesh, what=p) for p, d in model.declarations.items()
     }
@@ -124,7 +122,8 @@ _READY: dict[str, Programs] = {}  # compiled programs live as long as the proces
 
 def programs(spec: RunSpec, *, cache: Path) -> tuple[Programs, list[Compilation]]:
     """The compiled programs of a spec's shape, and what it took to make them (nothing, the second
-    time)."""
+    time).
+    """
     key = shape_key(spec)
     if key in _READY:
         return _READY[key], []
@@ -189,8 +188,7 @@ def _compile(name: str, function: Any, args: tuple[Any, ...], key: str) -> tuple
 
 @contextlib.contextmanager
 def _alone(cache: Path, key: str) -> Iterator[None]:
-    """One process compiles a shape while the others that need it wait, then read it from the
-    cache."""
+    """One process compiles a shape while others wait, then read the cache."""
     folder = cache / "locks"
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / key, "w") as file:

@@ -1,12 +1,10 @@
 """What does a run leave behind, and how is it read?
 
 The only file that knows the file names of a run directory (house contract): `spec.json`,
-`env.json`, `counts.json`,
-`metrics.jsonl`, `result.json`, `ckpt/`. Whole files are written to a temporary name and renamed;
-the ledger is
-append-only while a run lives and is cut back to the checkpoint's step when a run resumes, so a
-resumed ledger equals
-an uninterrupted one. This file imports no jax: analysis reads runs through it.
+`env.json`, `counts.json`, `metrics.jsonl`, `result.json`, `ckpt/`. Whole files are written to a
+temporary name and renamed; the ledger is append-only while a run lives and is cut back to the
+checkpoint's step when a run resumes, so a resumed ledger equals an uninterrupted one. This file
+imports no jax: analysis reads runs through it.
 """
 
 import contextlib
@@ -118,8 +116,9 @@ class RunDir:
     # ----------------------------------------------------------------------------------------------
 
     def ledger(self, *, resume_step: int) -> "Ledger":
-        """Open for appending after `resume_step`: later lines, from work since that checkpoint,
-        are cut."""
+        """Open for appending after `resume_step`: later lines, from work since that checkpoint, are
+        cut.
+        """
         path = self.path / "metrics.jsonl"
         kept = [row for row in self.metrics() if row["step"] <= resume_step]
         text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in kept)
@@ -162,7 +161,8 @@ class RunDir:
 
     def record_attempt(self, *, reason: str, **more: Any) -> None:
         """One line in attempts.jsonl for an attempt that ended in a crash: when, why, and what the
-        launcher adds."""
+        launcher adds.
+        """
         row = {"time": time.time(), "reason": reason, **more}
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -208,8 +208,8 @@ class RunDir:
         """Hold this run for one process. Yields None when another living process holds it.
 
         The lock is the kernel's (flock), so a killed owner frees it at once; the file keeps who
-        held it. A yielded
-        dict's `taken_over` names the dead owner whose unfinished claim this one replaces.
+        held it. A yielded dict's `taken_over` names the dead owner whose unfinished claim this one
+        replaces.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -302,7 +302,8 @@ def read_runs(root: Path | str) -> list[Run]:
 
 def environment() -> dict[str, Any]:
     """Commit, dirty diff, versions, host: what a reviewer asks of a figure. Devices are added by
-    the loop."""
+    the loop.
+    """
     here = Path(__file__).resolve().parent
 
     def git(*args: str) -> str | None:

@@ -1,5 +1,6 @@
 """What is the learning rate at a step? A pure function of arrays, so one compilation serves every
-schedule."""
+schedule.
+"""
 
 from collections.abc import Mapping
 
@@ -36,8 +37,8 @@ def learning_rate(step: jax.Array, hyper: Hyper) -> jax.Array:
     """Learning rate of the update made at `step` (0-based) out of hyper["steps"].
 
     Linear warm-up over `warmup` of the run, then cosine to `final`, or the peak held and then
-    linear to `final` over
-    the last `decay` (warm-up-stable-decay), or constant. Multiplied by the peak.
+    linear to `final` over the last `decay` (warm-up-stable-decay), or constant. Multiplied by the
+    peak.
     """
     step, steps = step.astype(jnp.float32), hyper["steps"]
     warm = jnp.ceil(hyper["warmup"] * steps)

@@ -1,9 +1,8 @@
 """What is a run, as a value?
 
 `RunSpec` = science (hashed into the run id) + execution (recorded). The same science on 1 or 64
-devices is the same
-run. JSON both ways. `canonical` is what the id is made of; its golden ids are in
-tests/golden/run_ids.json.
+devices is the same run. JSON both ways. `canonical` is what the id is made of; its golden ids are
+in tests/golden/run_ids.json.
 """
 
 import hashlib
@@ -30,7 +29,8 @@ ADDED_SINCE_FORMAT_1: dict[str, Any] = {}
 @dataclass(frozen=True, kw_only=True, config=SPEC)
 class OptimSpec:
     """AdamW with decoupled, per-parameter multiplied learning rate and decay; every number is data
-    to the step."""
+    to the step.
+    """
 
     lr: float = Field(default=8e-3, gt=0)
     weight_decay: float = Field(default=0.1, ge=0)
@@ -44,8 +44,8 @@ class OptimSpec:
 class ScheduleSpec:
     """Learning rate over the run, as fractions of its steps: warm-up, then cosine, wsd or constant.
 
-    `wsd` holds the peak and decays linearly over the last `decay` of the steps; cosine decays
-    after the warm-up.
+    `wsd` holds the peak and decays linearly over the last `decay` of the steps; cosine decays after
+    the warm-up.
     """
 
     kind: Literal["cosine", "wsd", "constant"] = "cosine"
@@ -97,8 +97,9 @@ class BudgetSpec:
 
 @dataclass(frozen=True, kw_only=True, config=SPEC)
 class EvaluationSpec:
-    """Evaluation is tied to steps: `every` steps and always at the end, on the same `tokens` of
-    the held-out split."""
+    """Evaluation is tied to steps: `every` steps and always at the end, on the same `tokens` of the
+    held-out split.
+    """
 
     every: int | None = Field(default=None, ge=1)
     tokens: int = Field(default=262_144, ge=1)
@@ -220,9 +221,8 @@ def migrate(tree: dict[str, Any], added: dict[str, Any] | None = None) -> dict[s
     """Fill fields that did not exist when the file was written with the value that reproduces it.
 
     Only files are migrated, and a file written by this version has every field, so a missing field
-    is an old one
-    unless a person left it out by hand; either way the legacy value is a declared default, never a
-    guess.
+    is an old one unless a person left it out by hand; either way the legacy value is a declared
+    default, never a guess.
     """
     tree = json.loads(json.dumps(tree))
     for path, legacy in (ADDED_SINCE_FORMAT_1 if added is None else added).items():
@@ -239,7 +239,8 @@ def migrate(tree: dict[str, Any], added: dict[str, Any] | None = None) -> dict[s
 
 def canonical(spec: RunSpec, added: dict[str, Any] | None = None) -> str:
     """Canonical JSON of the science: sorted keys, no execution, no labels, no field that holds its
-    legacy value."""
+    legacy value.
+    """
     tree = to_dict(spec)
     del tree["execution"]
     del tree["model"]["arch"]  # a label: the blocks say what the architecture is
@@ -275,7 +276,8 @@ def _flatten_errors(
 
 def input_error(error: ValidationError, *, source: str) -> InputError:
     """One line from pydantic's list of errors: each wrong path, what was given, what to write
-    instead."""
+    instead.
+    """
     rows = _flatten_errors(error.errors(include_url=False))
     path, given, kind, message = rows[0]
     if kind == "unexpected_keyword_argument":

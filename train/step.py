@@ -2,9 +2,8 @@
 talks to a mesh.
 
 State is a dict of arrays: `params` and `opt` (flat by path, float32), `step`, `window` (sums since
-the last log
-point, so that a resumed ledger equals an uninterrupted one) and `bad` (first step with a
-non-finite loss, or -1).
+the last log point, so that a resumed ledger equals an uninterrupted one) and `bad` (first step with
+a non-finite loss, or -1).
 """
 
 from collections.abc import Callable, Mapping
@@ -85,7 +84,8 @@ def train_step(
     model: Model, loss: Callable[..., tuple[jax.Array, jax.Array]], *, accumulate: int
 ) -> Callable[[State, Hyper, Batch], tuple[State, jax.Array]]:
     """The step as a function to (state, mean loss); `loss(params, batch)` sums nats and weights of
-    a (micro-)batch."""
+    a (micro-)batch.
+    """
 
     def gradients(params: Mapping[str, jax.Array], batch: Batch):
         # the mean is over the whole batch, so micro-batches weigh by their tokens

@@ -1,5 +1,6 @@
 """Who else is told? wandb mirrors the ledger when a key or offline mode is there; nothing depends
-on it."""
+on it.
+"""
 
 import os
 from typing import Any
@@ -12,8 +13,7 @@ class Silent:
 
 
 class Mirror:
-    """A wandb run of the same id. A tracker that fails is silenced, not fatal: the record is
-    local."""
+    """A wandb run of the same id. The record stays local."""
 
     def __init__(self, run_id: str, spec: dict[str, Any], *, folder: str):
         import wandb

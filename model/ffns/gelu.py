@@ -1,5 +1,6 @@
 """Plain two-matrix feed-forward layer with GELU (Vaswani et al. 2017; GPT-2's tanh form of
-Hendrycks and Gimpel)."""
+Hendrycks and Gimpel).
+"""
 
 from collections.abc import Mapping
 from typing import Literal

@@ -1,5 +1,6 @@
 """Gated feed-forward layer: out(silu(gate x) * (up x)) (Shazeer 2020; LLaMA's width of 8/3
-d_model)."""
+d_model).
+"""
 
 from collections.abc import Mapping
 from typing import Literal

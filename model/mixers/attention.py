@@ -1,8 +1,7 @@
 """Causal softmax attention with grouped queries, rotary positions and optional QK-norm.
 
-Vaswani et al. 2017; grouped queries: Ainslie et al. 2023; rotary: Su et al. 2021; QK-norm: Henry
-et al. 2020, as
-RMSNorm with one gain per channel shared by the heads (Qwen3's form).
+Vaswani et al. 2017; grouped queries: Ainslie et al. 2023; rotary: Su et al. 2021; QK-norm: Henry et
+al. 2020, as RMSNorm with one gain per channel shared by the heads (Qwen3's form).
 """
 
 from collections.abc import Mapping
@@ -99,8 +98,7 @@ class Layer(nnx.Module):
 
 
 def extra_flops(spec: Spec, sizes: Mapping[str, int], *, seq_len: int, causal: bool) -> float:
-    """Forward FLOPs per token outside parameter products: scores and their product with the
-    values."""
+    """Forward FLOPs per token outside parameter products: scores and weighted values."""
     full = 4.0 * seq_len * sizes["H"] * sizes["K"]
     return full / 2 if causal else full
 

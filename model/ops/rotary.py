@@ -1,5 +1,6 @@
 """How do rotary positions enter? By rotating pairs of channels (Su et al. 2021; half-split layout
-of LLaMA)."""
+of LLaMA).
+"""
 
 import jax
 import jax.numpy as jnp
