@@ -12,7 +12,7 @@ from typing import Any
 from sweeps import plan as plans
 from sweeps.dry_run import status_of
 from sweeps.plan import Plan, PlannedRun
-from train.record import DIVERGED, DONE, FAILED, RunDir, read_runs
+from train.record import DIVERGED, DONE, FAILED, RunDir, read_json, read_runs
 from train.spec import from_dict
 
 LOSSES = ("loss/val", "loss/train")  # the first that every finished run of a budget has
@@ -168,7 +168,9 @@ def _row(
 
 
 def _is_plan(path: Path) -> bool:
-    return not path.name.endswith(".summary.json")
+    """Fits, summaries and production specs lie beside the plans."""
+    tree = read_json(path)
+    return isinstance(tree, dict) and isinstance(tree.get("runs"), list) and "recipe" in tree
 
 
 def _number(value: float | None) -> str:

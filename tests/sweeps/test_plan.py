@@ -38,7 +38,8 @@ from sweeps.make import isoflop
 
 plan = isoflop(
     name="ladder-1", why="does the valley move?", arch="dense", budgets=[1e13, 3e13],
-    sizes=4, span=3, convention="full_attn", seeds=[0, 1], transfer={"rule": "power_lines", "exponent": -0.5},
+    sizes=4, span=3, convention="full_attn", seeds=[0, 1],
+    transfer={"rule": "power_lines", "exponent": -0.5},
     set={"optim.lr": 4e-3, "data.seq_len": 128, "budget.batch_tokens": 1024},
 )
 """
@@ -148,7 +149,7 @@ def edited(old: str, new: str) -> str:
         (edited("[1e13, 3e13]", '["1e13"]'), "isoflop.budgets", "write a number"),
         (edited("sizes = 4", "sizes = 0"), "isoflop.sizes", "whole number"),
         (edited("span = 3", "span = 1"), "isoflop.span", "above 1"),
-        (edited("sizes = 4", "widths = [50]"), "width 50", "multiple of 16"),
+        (edited("sizes = 4", "widths = [50]"), "width 50", "a d_model that is a multiple"),
         (edited("seeds = [0, 1]", "seeds = [-1]"), "isoflop.seeds", "at least 0"),
         (edited('arch = "dense"', 'arch = "dence"'), "--arch", "did you mean dense"),
         (edited('arch = "dense"', ""), "isoflop.arch", "write arch"),
