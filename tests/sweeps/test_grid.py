@@ -1,9 +1,13 @@
 """The sweep algebra: lists of cells in, lists of cells out."""
 
+from typing import Any
+
 import pytest
 
 from parallelism.errors import InputError
 from sweeps.grid import axis, chain, product, where, zipped
+
+NOT_A_LIST: Any = 1e-3
 
 
 def test_product_has_every_combination_once_with_the_last_factor_fastest():
@@ -38,7 +42,7 @@ def test_factors_do_not_share_cells_with_their_result():
         (lambda: zipped(axis("a", [1]), axis("b", [2, 3])), "zipped"),
         (lambda: axis("optim.lr", []), "optim.lr"),
         (lambda: axis("optim.lr", "1e-3"), "optim.lr"),
-        (lambda: axis("optim.lr", 1e-3), "optim.lr"),
+        (lambda: axis("optim.lr", NOT_A_LIST), "optim.lr"),
     ],
 )
 def test_grids_that_cannot_be_are_refused_by_name(make, named):

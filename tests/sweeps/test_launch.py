@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,6 +32,7 @@ LONG = 128 * 1500  # seconds of training: time to be killed in
 SWEEP = """
 import sys
 from pathlib import Path
+from typing import Any
 from sweeps.launch.local import sweep
 from sweeps.plan import read
 
@@ -71,7 +73,7 @@ def started(root: Path, plan: Plan, *, workers: int = 1) -> "subprocess.Popen[st
     )
 
 
-def wait_for(what: Callable[[], object], process: "subprocess.Popen[str]", seconds: float = 90):
+def wait_for(what: Callable[[], Any], process: "subprocess.Popen[str]", seconds: float = 90) -> Any:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if found := what():
@@ -176,6 +178,7 @@ def test_interrupting_checkpoints_and_the_same_command_resumes(root, unbroken):
     assert len(summary["sessions"]) == 2 and summary["done"] == 1
 
 
+@pytest.mark.slow
 def test_a_killed_parent_leaves_no_worker_behind(root):
     made = plan("orphan", lrs=(1e-3,), tokens=LONG)
     process = started(root, made)
