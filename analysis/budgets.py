@@ -35,7 +35,8 @@ def budgets(C: np.ndarray) -> Budgets:
     label = np.empty(len(C), int)
     label[order] = np.concatenate([[0], np.cumsum(np.diff(sorted_C) > GAP)])
     widths = [np.ptp(log_C[label == k]) for k in range(label.max() + 1)]
-    are_bands = max(widths) > WIDTH
+    # a sweep has several runs at a budget
+    are_bands = max(widths) > WIDTH or np.median(np.bincount(label)) < 2
     if are_bands:
         edges = np.linspace(sorted_C[0], sorted_C[-1], BANDS + 1)[1:-1]
         label = np.unique(np.searchsorted(edges, log_C), return_inverse=True)[1]

@@ -51,21 +51,17 @@ def fit(
     y, ones = np.log(loss), np.ones(len(loss))
     p = len(family.params)
 
-    first = where.starts(starts, seed=seed)
-    pilot = solve(where, x, y=y, weights=ones, starts_Pp=first, delta=huber or PILOT_DELTA)
-    best = _best(pilot, law)
+    found = _descend(where, x, y, where.starts(starts, seed=seed), huber or PILOT_DELTA)
+    best = _best(found, law)
     delta, origin = huber, "given"
     if delta is None:
         for _ in range(2):  # delta follows the noise, the noise the fit
             noise = noise_of(y - _log(where, best, x), parameters=p)
             delta = max(HUBER_K * noise.sd, LEAST_DELTA)
-            again = solve(where, x, y=y, weights=ones, starts_Pp=best[None], delta=delta)
-            best = _best(again, law)
+            best = _best(solve(where, x, y=y, weights=ones, starts_Pp=best[None], delta=delta), law)
         origin = f"1.345 x noise of {noise.sd:.2e}"
-        found = solve(where, x, y=y, weights=ones, starts_Pp=pilot.theta_Pp, delta=delta)
+        found = solve(where, x, y=y, weights=ones, starts_Pp=found.theta_Pp, delta=delta)
         best = _best(found, law)
-    else:
-        found = pilot
     noise = noise_of(y - _log(where, best, x), parameters=p)
     objective = found.objective_P.min()
     agree = int(((found.objective_P <= objective * (1 + AGREE) + ZERO * len(y)) & found.converged_P).sum())
@@ -154,6 +150,18 @@ def _check_settings(*, huber: float | None, reduce: str, bootstrap: int, level: 
         raise InputError("--level", level, "write a probability such as 0.95")
     if starts < 1:
         raise InputError("--starts", starts, "write a number of starting points such as 64")
+
+
+def _descend(
+    where: Coordinates, x: dict[str, np.ndarray], y: np.ndarray, starts_Pp: np.ndarray, delta: float
+) -> Solutions:
+    """Every start down a ladder of deltas: far away, a small delta is an absolute value with creases everywhere."""
+    step = max(delta, PILOT_DELTA)
+    while True:
+        found = solve(where, x, y=y, weights=np.ones(len(y)), starts_Pp=starts_Pp, delta=step)
+        if step <= delta:
+            return found
+        starts_Pp, step = found.theta_Pp, max(delta, step / 3)
 
 
 def _best(found: Solutions, law: str) -> np.ndarray:

@@ -121,9 +121,8 @@ class Coordinates:
 
     def natural(self, theta_Sp: np.ndarray) -> dict[str, np.ndarray]:
         """Named parameters from fit coordinates; leading shape kept."""
-        with jax.enable_x64(True):
-            named = natural(self.law, jnp.moveaxis(jnp.asarray(theta_Sp), -1, 0), jnp.asarray(self.centre))
-            return {k: np.asarray(v) for k, v in named.items()}
+        # plain numpy: each operation of jax outside a compiled function would be compiled by itself
+        return natural(self.law, np.moveaxis(theta_Sp, -1, 0), self.centre, exp=np.exp)
 
     def coordinates(self, params: Mapping[str, float]) -> np.ndarray:
         """Fit coordinates of named parameters: the inverse of `natural`."""
@@ -161,20 +160,22 @@ def centred(law: Law, x: Mapping[str, np.ndarray], loss: np.ndarray) -> Coordina
     return Coordinates(law, centre, float(np.min(loss)))
 
 
-def natural(law: Law, theta: Any, centre: Any) -> dict[str, Any]:
-    """Named parameters from the p fit coordinates along the first axis of `theta` (traced or not)."""
+def natural(
+    law: Law, theta: Any, centre: Any, *, exp: Callable[[Any], Any] = jnp.exp
+) -> dict[str, Any]:
+    """Named parameters from the p fit coordinates along the first axis of `theta`."""
     named: dict[str, Any] = {}
     later = []
     for i, p in enumerate(law.params):
         if p.kind == "real":
             named[p.name] = theta[i]
         elif p.kind == "positive":
-            named[p.name] = jnp.exp(theta[i])
+            named[p.name] = exp(theta[i])
         else:
             later.append((i, p))
     for i, p in later:
         where = centre[law.input_names.index(p.of)]
-        named[p.name] = jnp.exp(theta[i] + named[p.exponent] * where)
+        named[p.name] = exp(theta[i] + named[p.exponent] * where)
     return {name: named[name] for name in law.names}
 
 

@@ -94,7 +94,9 @@ def size(
     loss_SG = _losses(fit, thetas, grid, flops)
     flat = grid[loss_SG[0] <= loss * (1 + FLAT)]
     flat = flat if len(flat) else np.array([N])
-    regret_G = (loss_SG[1:] / L_S[1:, None] - 1).mean(0)
+    near = int((loss_SG[1:] / L_S[1:, None] - 1).mean(0).clip(0).argmin())
+    fine = np.append(np.geomspace(grid[max(near - 1, 0)], grid[min(near + 1, GRID - 1)], 101), N)
+    regret_G = (_losses(fit, thetas[1:], fine, flops) / L_S[1:, None] - 1).mean(0)
     least = int(regret_G.argmin())
     N_lo, N_hi = np.quantile(draws, tails)
     D_lo, D_hi = np.quantile(D_S[1:], tails)
@@ -111,9 +113,8 @@ def size(
         loss={"value": loss, "lo": loss * float(np.exp(-half)), "hi": loss * float(np.exp(half))},
         flat={"N_lo": float(flat.min()), "N_hi": float(flat.max()), "relative_loss": FLAT},
         regret={
-            "N": float(grid[least]), "D": float(flops / flops_per_token(fit, grid[least])),
-            "expected": float(regret_G[least]),
-            "of_optimum": float((_losses(fit, thetas[1:], np.array([N]), flops)[:, 0] / L_S[1:] - 1).mean()),
+            "N": float(fine[least]), "D": float(flops / flops_per_token(fit, fine[least])),
+            "expected": float(regret_G[least]), "of_optimum": float(regret_G[-1]),
         },
         inference=None if not inference_tokens else _inference(fit, thetas, N_S, L_S, flops, inference_tokens, tails),
         devices=devices.hours(flops) if devices else None, tokens_per_parameter=float(D_S[0] / N), level=level,

@@ -96,7 +96,8 @@ def _held(fit: Fit, held: list[HeldOut]) -> str:
         shares = ", ".join(f"{k} {v / held[0].prediction.mean:.2%}" for k, v in sd.items())
         parts.append(paragraph(f"Standard deviation of the prediction by source, of the loss: {shares}.", kind="note"))
     folds = fit.backtest.get("lines", [])
-    if drawn := figures.checks(fit, held):
+    drawn = figures.checks(fit, held)
+    if drawn is not None:
         parts.append(
             picture(
                 svg(drawn, name="held-out checks"),
@@ -106,7 +107,7 @@ def _held(fit: Fit, held: list[HeldOut]) -> str:
         )
     if folds:
         parts.append("<ul>" + "".join(f"<li>{line}</li>" for line in folds) + "</ul>")
-    if not parts:
+    if drawn is None:
         parts.append(paragraph("No run was held out: a third budget would make a back-test possible."))
     return "\n".join(parts)
 

@@ -107,24 +107,27 @@ def _solve_one(theta: Any, y: Any, w: Any, delta: Any, log_x: Any, centre: Any, 
         return (scaled_gradient(terms) < TOLERANCE) | (terms[0] < zero)
 
     def body(state: Any) -> Any:
-        theta, terms, damping, count, _ = state
-        _, gradient, newton, reweighted, _ = terms
-        H = newton + damping * (reweighted + jnp.diag(jnp.diag(reweighted)))
-        unit = 1 / jnp.sqrt(jnp.diag(H) + 1e-300)
-        step = -unit * jnp.linalg.solve(H * unit * unit[:, None] + 1e-15 * jnp.eye(p), unit * gradient)
-        trial = theta + jnp.clip(step, -3.0, 3.0)  # logs: a factor of 20 at most
+        theta, trial, terms, damping, count, _ = state
         new = _terms(trial, y, w, delta, log_x, centre, bounds, law)
         better = new[0] < terms[0]
-        damping = jnp.where(better, damping * 0.2, damping * 5.0)
+        damping = jnp.clip(jnp.where(better, damping * 0.2, damping * 5.0), 1e-10, 1e9)
         theta = jnp.where(better, trial, theta)
         terms = jax.tree.map(lambda a, b: jnp.where(better, a, b), new, terms)
         # past this damping no step improves: rounding has been reached
-        done = is_flat(terms) | (damping > 1e8)
-        return theta, terms, jnp.clip(damping, 1e-10, 1e9), count + 1, done
+        done = is_flat(terms) | (damping > 1e8) | ~jnp.isfinite(terms[0])
+        _, gradient, newton, reweighted, _ = terms
+        H = newton + damping * (reweighted + jnp.diag(jnp.diag(reweighted)))
+        unit = 1 / jnp.sqrt(jnp.diag(H) + 1e-300)
+        scaled = H * unit * unit[:, None] + 1e-15 * jnp.eye(p)
+        step = -unit * jnp.linalg.solve(scaled, unit * gradient)
+        # logs: a factor of 20 at most
+        return theta, theta + jnp.clip(step, -3.0, 3.0), terms, damping, count + 1, done
 
-    terms = _terms(theta, y, w, delta, log_x, centre, bounds, law)
-    state = (theta, terms, jnp.asarray(1e-2), jnp.asarray(0), ~jnp.isfinite(terms[0]))
-    theta, terms, *_ = jax.lax.while_loop(lambda s: ~s[4] & (s[3] < MAX_ITERATIONS), body, state)
+    # nothing is known before the first pass, which evaluates the start: the law is traced and compiled once
+    square = jnp.zeros((p, p))
+    terms = (jnp.asarray(jnp.inf), jnp.zeros(p), square, square, square)
+    state = (theta, theta, terms, jnp.asarray(0.05), jnp.asarray(0), jnp.asarray(False))
+    theta, _, terms, *_ = jax.lax.while_loop(lambda s: ~s[5] & (s[4] < MAX_ITERATIONS), body, state)
     # a stall at rounding still counts as converged while the gradient is small for its residuals
     converged = (scaled_gradient(terms) < 1e3 * TOLERANCE) | (terms[0] < zero)
     return theta, terms[0], converged & jnp.isfinite(terms[0]), terms[4]

@@ -1,0 +1,154 @@
+"""The page: everything a reviewer asks, nothing fetched, nothing unescaped."""
+
+import dataclasses
+import html.parser
+import re
+
+import numpy as np
+import pytest
+
+from analysis import figures
+from analysis.devices import parse
+from analysis.fit import fit
+from analysis.isoflop import isoflop
+from analysis.observations import observe
+from analysis.planner import optimum, size
+from analysis.predict import HeldOut, predict
+from analysis.report import write_report
+from parallelism.errors import InputError
+from tests.analysis.synthetic import Truth, grid, observations, write_run, write_sweep
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    write_sweep(root, Truth())
+    write_run(root, width=64, tokens=4e7, loss=9.0, status="failed", reason="<b>disk & co</b>", seed=9)
+    seen = observe(root)
+    found = fit(seen, bootstrap=50)
+    best = optimum(found, 2.7e14)
+    held = HeldOut(
+        run_id="0123456789ab", prediction=predict(found, {"N": best["N"], "D": best["D"]}),
+        measured=best["loss"] * 1.002, flops=2.7e14,
+    )  # fmt: skip
+    return {
+        "fit": found, "observations": seen, "isoflop": isoflop(seen, fit=found), "heldout": held,
+        "sizing": size(found, 1e16, inference_tokens=1e10, devices=parse("h100:8")),
+        "production": {"lr": 0.003, "batch_tokens": 65536}, "sweep": {"compilations": 7, "seconds": 211.0, "cells": {}},
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def page(parts, tmp_path_factory):
+    return write_report(tmp_path_factory.mktemp("out") / "report.html", **parts, title="A sweep").read_text()
+
+
+class Reader(html.parser.HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.ids, self.open, self.links, self.text = [], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        values = dict(attrs)
+        self.links += [values[k] for k in ("src", "href", "xlink:href", "data", "srcset") if values.get(k)]
+        if "id" in values:
+            self.ids.append(values["id"])
+        if tag not in ("meta", "br", "img", "link", "input"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def read(page):
+    reader = Reader()
+    reader.feed(page)
+    assert not reader.open
+    return reader
+
+
+def test_every_section_is_there(read):
+    wanted = {
+        "held-out", "valleys", "frontier", "law", "residuals", "production", "runs", "costs", "provenance",
+    }  # fmt: skip
+    assert wanted <= set(read.ids)
+    assert len(read.ids) == len(set(read.ids))
+
+
+def test_nothing_is_fetched(page, read):
+    assert all(link.startswith("#") for link in read.links)
+    assert "http" not in page and "@import" not in page and "<script" not in page
+    assert all(u.startswith("#") for u in re.findall(r"url\(([^)]*)\)", page))
+
+
+def test_every_run_is_listed_and_exclusions_have_their_reason(parts, read):
+    text = " ".join(read.text)
+    for run_id in parts["observations"].id:
+        assert run_id in text
+    assert "excluded: diverged: non-finite loss at step 40" in text
+    assert "excluded: unfinished" in text
+
+
+def test_text_of_users_is_escaped(page):
+    assert "<b>disk" not in page
+    assert "&lt;b&gt;disk &amp; co&lt;/b&gt;" in page
+
+
+def test_numbers_are_those_of_the_artefacts(parts, read):
+    text = " ".join(read.text)
+    h, p = parts["heldout"], parts["heldout"].prediction
+    assert f"{p.mean:.4f}" in text and f"{h.measured:.4f}" in text and f"{p.lo:.4f} to {p.hi:.4f}" in text
+    assert "inside" in text and parts["fit"].data_hash in text and "f00dfeed" in text and "0" * 40 in text
+    assert f"{parts['fit'].params['E']:.4f}" in text
+
+
+def test_figures_follow_the_colours_of_the_page(page):
+    assert page.count("<svg") == 4
+    assert "var(--ink)" in page and "prefers-color-scheme: dark" in page
+
+
+def test_a_held_out_run_outside_its_interval_is_called_so(parts, tmp_path):
+    off = dataclasses.replace(parts["heldout"], measured=parts["heldout"].prediction.hi * 1.05)
+    text = write_report(tmp_path / "r.html", **{**parts, "heldout": off}).read_text()
+    assert '<span class="bad">outside</span>' in text
+    assert off.inside is False and "OUTSIDE" in off.text()
+
+
+def test_a_page_of_the_least_is_written(tmp_path):
+    N, D = grid(Truth(), budgets=2, sizes=4)
+    seen = observations(N, D, Truth().loss(N, D))
+    found = fit(seen, bootstrap=0)
+    text = write_report(tmp_path / "r.html", fit=found, observations=seen, isoflop=isoflop(seen)).read_text()
+    assert "No run was held out" in text and 'id="production"' not in text
+
+
+def test_a_path_that_cannot_be_written_is_one_line(parts, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="not writable"):
+        write_report(tmp_path / "file" / "r.html", **parts)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(1.25e6, "1.25M"), (999.6e6, "1B"), (7e9, "7B"), (1.4e12, "1.4T"), (512.0, "512")]
+)
+def test_counts_read_as_people_say_them(value, text):
+    assert figures.count(value) == text
+
+
+@pytest.mark.parametrize(("value", "text"), [(9.999e12, "10¹³"), (3e13, "3·10¹³"), (2.66e14, "2.7·10¹⁴")])
+def test_flops_read_as_powers_of_ten(value, text):
+    assert figures.flops(value) == text
+
+
+def test_every_figure_draws_every_point(parts):
+    drawn = figures.residuals(parts["observations"], parts["fit"])
+    for axes in drawn.axes:
+        assert len(np.asarray(axes.collections[-1].get_offsets())) == 15
