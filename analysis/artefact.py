@@ -1,7 +1,8 @@
-"""What does a fit leave behind? One JSON value that predictions, plans and reports are made from, and nothing else.
+"""What does a fit leave behind? One JSON value that predictions, plans and reports are made from,
+and nothing else.
 
-Carries the law's name, parameters, bootstrap samples, conventions, exclusions with reasons, the back-test, and the
-hash of the data, so that a number can be traced to what it came from.
+Carries the law's name, parameters, bootstrap samples, conventions, exclusions with reasons, the
+back-test, and the hash of the data, so that a number can be traced to what it came from.
 """
 
 import dataclasses
@@ -100,7 +101,9 @@ class Fit:
         for name, value in self.params.items():
             interval = ""
             if name in boot:
-                interval = f"  se {boot[name]['se']:.3g}  [{boot[name]['lo']:.5g}, {boot[name]['hi']:.5g}]"
+                interval = (
+                    f"  se {boot[name]['se']:.3g}  [{boot[name]['lo']:.5g}, {boot[name]['hi']:.5g}]"
+                )
             lines.append(f"  {name:<8}{value:.6g}{interval}")
         lines.append(
             f"objective {self.objective:.9g} ({self.reduce} of Huber terms, delta {self.delta:.3g}:"
@@ -121,10 +124,14 @@ def from_json(tree: Any, *, source: str = "fit.json") -> Fit:
     if not isinstance(tree, dict) or "law" not in tree:
         raise InputError(source, "not a fit", "give the file that ladder fit --json wrote")
     if tree.get("format", FORMAT) > FORMAT:
-        raise InputError(source, f"format {tree['format']}", f"upgrade ladder; this one reads up to {FORMAT}")
+        raise InputError(
+            source, f"format {tree['format']}", f"upgrade ladder; this one reads up to {FORMAT}"
+        )
     fields = {f.name for f in dataclasses.fields(Fit)}
     if missing := fields - set(tree) - {"format"}:
-        raise InputError(source, f"no {sorted(missing)[0]}", "write the fit again with ladder fit --json")
+        raise InputError(
+            source, f"no {sorted(missing)[0]}", "write the fit again with ladder fit --json"
+        )
     return Fit(**{k: v for k, v in tree.items() if k in fields})
 
 
@@ -135,5 +142,7 @@ def read_fit(path: Path | str) -> Fit:
     try:
         tree = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError):
-        raise InputError(str(path), "not JSON", "give the file that ladder fit --json wrote") from None
+        raise InputError(
+            str(path), "not JSON", "give the file that ladder fit --json wrote"
+        ) from None
     return from_json(tree, source=str(path))

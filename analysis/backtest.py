@@ -1,7 +1,7 @@
 """Would this have predicted what came next? Fit below each budget, predict that budget, compare.
 
-The rolling hold-out is the only evidence about the law's form that the data hold; its errors, beyond what noise
-explains, set how fast the interval grows with extrapolation.
+The rolling hold-out is the only evidence about the law's form that the data hold; its errors,
+beyond what noise explains, set how fast the interval grows with extrapolation.
 """
 
 import dataclasses
@@ -30,7 +30,9 @@ STARTS = 16
 class Backtest:
     """Every budget that could be predicted from those below it."""
 
-    folds: list[dict[str, Any]]  # flops, rows, error and interval of each held-out budget, or why it was skipped
+    folds: list[
+        dict[str, Any]
+    ]  # flops, rows, error and interval of each held-out budget, or why it was skipped
     are: float | None  # mean |predicted / measured - 1|
     bias: float | None  # mean of predicted / measured - 1
     coverage: float | None  # share of measured losses inside their interval
@@ -60,11 +62,22 @@ class Backtest:
 
 
 def rolling(
-    where: Coordinates, x: dict[str, np.ndarray], *, y: np.ndarray, levels: Budgets, delta: float,
-    huber: float | None, best: np.ndarray, points: np.ndarray, ids: tuple[str, ...], cluster: np.ndarray,
-    level: float, seed: int,
+    where: Coordinates,
+    x: dict[str, np.ndarray],
+    *,
+    y: np.ndarray,
+    levels: Budgets,
+    delta: float,
+    huber: float | None,
+    best: np.ndarray,
+    points: np.ndarray,
+    ids: tuple[str, ...],
+    cluster: np.ndarray,
+    level: float,
+    seed: int,
 ) -> Backtest:
-    """Hold out each budget from the second upward; a hold-out is a weight of zero, so nothing recompiles."""
+    """Hold out each budget from the second upward; a hold-out is a weight of zero, so nothing
+    recompiles."""
     p = len(best)
     folds: list[dict[str, Any]] = []
     errors: list[tuple[float, float, float]] = []
@@ -92,11 +105,22 @@ def rolling(
         else:
             delta_k = delta
         draws = resample(
-            DRAWS, y=y, fitted=fitted, cluster=cluster, stratum=label, points=points, weights=weights, parameters=p,
+            DRAWS,
+            y=y,
+            fitted=fitted,
+            cluster=cluster,
+            stratum=label,
+            points=points,
+            weights=weights,
+            parameters=p,
             seed=seed + k,
         )
         boot = solve(
-            where, x, y=draws.y_SM, weights=draws.weights_SM, delta=delta_k,
+            where,
+            x,
+            y=draws.y_SM,
+            weights=draws.weights_SM,
+            delta=delta_k,
             starts_Pp=np.broadcast_to(theta, (DRAWS, p)),
         )
         ok = np.isfinite(boot.objective_P)
@@ -115,19 +139,26 @@ def rolling(
         relative = np.expm1(error)
         folds.append(
             {
-                **fold, "held_out": int(test.sum()), "are": float(np.abs(relative).mean()),
-                "bias": float(relative.mean()), "inside": int(inside.sum()),
+                **fold,
+                "held_out": int(test.sum()),
+                "are": float(np.abs(relative).mean()),
+                "bias": float(relative.mean()),
+                "inside": int(inside.sum()),
                 "points": [
                     {
-                        "id": i, "predicted": float(m), "lo": float(m * np.exp(-h)), "hi": float(m * np.exp(h)),
-                        "measured": float(v), "inside": bool(ok_i),
+                        "id": i,
+                        "predicted": float(m),
+                        "lo": float(m * np.exp(-h)),
+                        "hi": float(m * np.exp(h)),
+                        "measured": float(v),
+                        "inside": bool(ok_i),
                     }
                     for i, m, h, v, ok_i in zip(
                         np.array(ids)[test], predicted, half, np.exp(y[test]), inside, strict=True
                     )
                 ],
             }
-        )  # fmt: skip
+        )
     done = [f for f in folds if "skipped" not in f]
     total = sum(f["held_out"] for f in done)
     if not done:

@@ -1,8 +1,10 @@
-"""Which rows share a compute budget? Those whose achieved compute is closer than the gaps between budgets.
+"""Which rows share a compute budget? Those whose achieved compute is closer than the gaps between
+budgets.
 
-A sweep's runs come within 1 % of their target, so sorted log C has narrow groups and wide gaps. Where it has not
-(measurements of others, compute spread evenly) there are no budgets; bands of equal width in log C then serve for
-stratified resampling and hold-outs, and no valley is fitted to them.
+A sweep's runs come within 1 % of their target, so sorted log C has narrow groups and wide gaps.
+Where it has not (measurements of others, compute spread evenly) there are no budgets; bands of
+equal width in log C then serve for stratified resampling and hold-outs, and no valley is fitted
+to them.
 """
 
 from dataclasses import dataclass
@@ -16,7 +18,8 @@ BANDS = 5  # where compute is continuous: guess, leaves a back-test four steps
 
 @dataclass(frozen=True)
 class Budgets:
-    """`label_M` is each row's budget, 0 the smallest; `flops` the geometric mean compute of each."""
+    """`label_M` is each row's budget, 0 the smallest; `flops` the geometric mean compute of
+    each."""
 
     label_M: np.ndarray
     flops: np.ndarray

@@ -1,4 +1,5 @@
-"""How long does a budget take on given devices? Peak rates from data sheets, times an assumed utilisation."""
+"""How long does a budget take on given devices? Peak rates from data sheets, times an assumed
+utilisation."""
 
 from dataclasses import dataclass
 
@@ -35,10 +36,14 @@ class Devices:
     def hours(self, flops: float) -> dict[str, float | int | str]:
         seconds = flops / self.flops_per_second
         return {
-            "kind": self.kind, "count": self.count, "mfu": self.mfu, "mfu_origin": self.mfu_origin,
-            "peak_flops_per_second": PEAK[self.kind], "wall_hours": seconds / 3600,
+            "kind": self.kind,
+            "count": self.count,
+            "mfu": self.mfu,
+            "mfu_origin": self.mfu_origin,
+            "peak_flops_per_second": PEAK[self.kind],
+            "wall_hours": seconds / 3600,
             "device_hours": seconds / 3600 * self.count,
-        }  # fmt: skip
+        }
 
 
 def parse(text: str, *, mfu: float | None = None) -> Devices:

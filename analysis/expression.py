@@ -1,8 +1,9 @@
-"""Which rows does `--where` keep? A small safe language over columns, parsed with ast, never evaluated as code.
+"""Which rows does `--where` keep? A small safe language over columns, parsed with ast, never
+evaluated as code.
 
-Columns by name (`optim.lr`, `loss/val` and `N` as they are, others in back-ticks), numbers, text, lists,
-`+ - * / **`, comparisons, `in`, `and or not`, and `abs log min max`; `largest(column, k)` and
-`smallest(column, k)` are the k-th over all rows of the table.
+Columns by name (`optim.lr`, `loss/val` and `N` as they are, others in back-ticks), numbers, text,
+lists, `+ - * / **`, comparisons, `in`, `and or not`, and `abs log min max`; `largest(column, k)`
+and `smallest(column, k)` are the k-th over all rows of the table.
 """
 
 import ast
@@ -17,17 +18,27 @@ from parallelism.errors import InputError, nearest
 Row = Mapping[str, Any]
 
 BINARY: dict[type, Callable[[Any, Any], Any]] = {
-    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul,
-    ast.Div: operator.truediv, ast.Pow: operator.pow,
-}  # fmt: skip
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.Pow: operator.pow,
+}
 COMPARE: dict[type, Callable[[Any, Any], bool]] = {
-    ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge,
-    ast.Eq: operator.eq, ast.NotEq: operator.ne,
-    ast.In: lambda a, b: a in b, ast.NotIn: lambda a, b: a not in b,
-}  # fmt: skip
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.In: lambda a, b: a in b,
+    ast.NotIn: lambda a, b: a not in b,
+}
 UNARY: dict[type, Callable[[Any], Any]] = {
-    ast.USub: operator.neg, ast.UAdd: operator.pos, ast.Not: operator.not_,
-}  # fmt: skip
+    ast.USub: operator.neg,
+    ast.UAdd: operator.pos,
+    ast.Not: operator.not_,
+}
 FUNCTIONS: dict[str, Callable[..., Any]] = {"abs": abs, "log": math.log, "min": min, "max": max}
 RANKS = {"largest": True, "smallest": False}
 HELP = "write a comparison of columns, for example loss < 4 and N > 1e7"
@@ -67,9 +78,7 @@ def keep(expression: str, rows: Sequence[Row]) -> list[bool]:
 class _Reader:
     """Final: evaluates one parsed expression row by row."""
 
-    def __init__(
-        self, expression: str, columns: set[str], quoted: list[str], rows: Sequence[Row]
-    ):
+    def __init__(self, expression: str, columns: set[str], quoted: list[str], rows: Sequence[Row]):
         self.expression, self.columns, self.quoted, self.rows = expression, columns, quoted, rows
         self.ranks: dict[str, float] = {}
 
@@ -114,9 +123,9 @@ class _Reader:
                 values = [self.value(left, row), *(self.value(r, row) for r in rest)]
                 pairs = zip(ops, values, values[1:], strict=False)
                 return all(COMPARE[type(op)](a, b) for op, a, b in pairs if type(op) in COMPARE)
-            case ast.Call(func=ast.Name(id=name), args=[column_node, ast.Constant(value=int(k))]) if (
-                name in RANKS
-            ):
+            case ast.Call(
+                func=ast.Name(id=name), args=[column_node, ast.Constant(value=int(k))]
+            ) if name in RANKS:
                 return self.rank(column_node, k, name)
             case ast.Call(func=ast.Name(id=name), args=args) if name in FUNCTIONS:
                 return FUNCTIONS[name](*(self.value(a, row) for a in args))
@@ -136,12 +145,18 @@ class _Reader:
         if key not in self.ranks:
             column = self.column(node)
             numbers = sorted(
-                (float(r[column]) for r in self.rows if isinstance(r.get(column or ""), int | float)),
+                (
+                    float(r[column])
+                    for r in self.rows
+                    if isinstance(r.get(column or ""), int | float)
+                ),
                 reverse=RANKS[name],
             )
             if not 1 <= k <= len(numbers):
                 raise InputError(
-                    "--where", self.expression, f"write a k from 1 to {len(numbers)} in {name}(column, k)"
+                    "--where",
+                    self.expression,
+                    f"write a k from 1 to {len(numbers)} in {name}(column, k)",
                 )
             self.ranks[key] = numbers[k - 1]
         return self.ranks[key]

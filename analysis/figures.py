@@ -1,6 +1,8 @@
-"""What do the measurements and the law look like? Valleys, frontier, residuals: one function a figure.
+"""What do the measurements and the law look like? Valleys, frontier, residuals: one function a
+figure.
 
-Each takes values that analysis made and returns a matplotlib Figure; `analysis.svg` puts it into a page.
+Each takes values that analysis made and returns a matplotlib Figure; `analysis.svg` puts it into
+a page.
 """
 
 from collections.abc import Sequence
@@ -41,7 +43,8 @@ def flops(value: float, _: object = None) -> str:
 
 
 def valleys(found: IsoFlop, fit: Fit | None = None, heldout: Sequence[HeldOut] = ()) -> Figure:
-    """Loss against size at each budget: points, parabola (dashed), the law along the budget (line), vertices."""
+    """Loss against size at each budget: points, parabola (dashed), the law along the budget
+    (line), vertices."""
     with matplotlib.rc_context(STYLE):
         made, (axes,) = figure(height=4.4)
         shown = [v for v in found.valleys if v.N]
@@ -53,18 +56,29 @@ def valleys(found: IsoFlop, fit: Fit | None = None, heldout: Sequence[HeldOut] =
             span = np.geomspace(N.min() / 1.25, N.max() * 1.25, 160)
             label_at = (N[-1], loss[-1])
             if fit is not None and fit.where.law.input_names == ("N", "D"):
-                C = np.exp(np.interp(np.log(span), np.log(N), np.log(_compute(valley.N, valley.D, fit))))
-                curve = evaluate(fit.where, fit.theta_p, {"N": span, "D": C / flops_per_token(fit, span)})[0]
+                C = np.exp(
+                    np.interp(np.log(span), np.log(N), np.log(_compute(valley.N, valley.D, fit)))
+                )
+                curve = evaluate(
+                    fit.where, fit.theta_p, {"N": span, "D": C / flops_per_token(fit, span)}
+                )[0]
                 axes.plot(span, curve, "-", color=tint, lw=1.6)
             if valley.parabola is not None:
                 c0, c1, c2 = valley.parabola
                 u = np.log(span)
-                axes.plot(span, np.exp(c0 + c1 * u + c2 * u * u), "--", color=tint, lw=1.0, alpha=0.75)
+                axes.plot(
+                    span, np.exp(c0 + c1 * u + c2 * u * u), "--", color=tint, lw=1.0, alpha=0.75
+                )
             if valley.optimum is not None:
                 o = valley.optimum
                 axes.plot(o["N"], o["loss"], "D", color=PAPER, mec=tint, mew=1.4, ms=6, zorder=4)
             axes.annotate(
-                flops(valley.flops), label_at, xytext=(9, 0), textcoords="offset points", va="center", color=tint,
+                flops(valley.flops),
+                label_at,
+                xytext=(9, 0),
+                textcoords="offset points",
+                va="center",
+                color=tint,
                 fontsize=9.5,
             )
         for h in heldout:
@@ -81,13 +95,20 @@ def valleys(found: IsoFlop, fit: Fit | None = None, heldout: Sequence[HeldOut] =
             handles.insert(1, axes.plot([], [], "-", color=MUTED, lw=1.6, label="law")[0])
         if heldout:
             handles.append(axes.plot([], [], "*", color=MEASURED, ms=10, label="held out")[0])
-        axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(0, 1.12), ncols=len(handles), fontsize=9.5)
+        axes.legend(
+            handles=handles,
+            loc="upper left",
+            bbox_to_anchor=(0, 1.12),
+            ncols=len(handles),
+            fontsize=9.5,
+        )
         axes.margins(x=0.09)
         return made
 
 
 def frontier(observations: Observations, fit: Fit, heldout: Sequence[HeldOut] = ()) -> Figure:
-    """Loss at the best size against compute: the law with its interval for one run, runs, and held-out runs."""
+    """Loss at the best size against compute: the law with its interval for one run, runs, and
+    held-out runs."""
     with matplotlib.rc_context(STYLE):
         made, (axes,) = figure()
         C, loss = observations.values("C"), observations.values("loss")
@@ -102,16 +123,37 @@ def frontier(observations: Observations, fit: Fit, heldout: Sequence[HeldOut] = 
             half = student_t(fit.level, fit.dof) * np.sqrt(sum(v**2 for v in sd.values()))
             mean = np.exp(log_mean)
             axes.fill_between(
-                span, mean * np.exp(-half), mean * np.exp(half), color=ACCENT, alpha=0.18, lw=0,
+                span,
+                mean * np.exp(-half),
+                mean * np.exp(half),
+                color=ACCENT,
+                alpha=0.18,
+                lw=0,
                 label=f"{fit.level:.0%} interval for one run",
             )
             axes.plot(span, mean, "-", color=ACCENT, lw=1.8, label="law at the best size")
         axes.axvline(C.max(), color=MUTED, lw=0.9, ls=":")
         axes.annotate(
-            "largest fitted ", (C.max(), 0.985), xycoords=("data", "axes fraction"), ha="right", va="top", color=MUTED,
+            "largest fitted ",
+            (C.max(), 0.985),
+            xycoords=("data", "axes fraction"),
+            ha="right",
+            va="top",
+            color=MUTED,
             fontsize=9,
         )
-        axes.plot(C, loss, "o", color=MUTED, ms=4, alpha=0.75, mec=PAPER, mew=0.5, label="fitted run", zorder=3)
+        axes.plot(
+            C,
+            loss,
+            "o",
+            color=MUTED,
+            ms=4,
+            alpha=0.75,
+            mec=PAPER,
+            mew=0.5,
+            label="fitted run",
+            zorder=3,
+        )
         for k, h in enumerate(heldout):
             if h.flops:
                 _held_point(axes, h.flops, h, label=k == 0)
@@ -126,7 +168,11 @@ def along_budgets(fit: Fit, budgets: np.ndarray, near: np.ndarray) -> tuple[np.n
     """ln N of the fit's optimum at many budgets, each searched near a guess."""
     pairs = [
         along_budget(
-            fit.where, fit.theta_p[None], flops=float(c), family=family(fit), low_S=np.array([g - 1.0]),
+            fit.where,
+            fit.theta_p[None],
+            flops=float(c),
+            family=family(fit),
+            low_S=np.array([g - 1.0]),
             high_S=np.array([g + 1.0]),
         )
         for c, g in zip(budgets, near, strict=True)
@@ -147,7 +193,9 @@ def residuals(observations: Observations, fit: Fit) -> Figure:
             sd = 100 * fit.noise["sd"]
             panel.axhspan(-2 * sd, 2 * sd, color=MUTED, alpha=0.12, lw=0)
             panel.axhline(0, color=MUTED, lw=0.9)
-            panel.scatter(x[name], 100 * off, c=shades, s=30, edgecolors=PAPER, linewidths=0.6, zorder=3)
+            panel.scatter(
+                x[name], 100 * off, c=shades, s=30, edgecolors=PAPER, linewidths=0.6, zorder=3
+            )
             _log_x(panel, count)
             panel.set_xlabel({"N": "parameters N", "D": "tokens D"}.get(name, name))
         axes[0].set_ylabel("measured / predicted - 1, %")
@@ -155,7 +203,8 @@ def residuals(observations: Observations, fit: Fit) -> Figure:
 
 
 def checks(fit: Fit, heldout: Sequence[HeldOut] = ()) -> Figure | None:
-    """Measured against predicted for every run that was held out, in per cent; None when none was."""
+    """Measured against predicted for every run that was held out, in per cent; None when none
+    was."""
     folds = [f for f in fit.backtest.get("folds", []) if "points" in f]
     rows = [(flops(f["flops"]), p, MUTED) for f in folds for p in f["points"][:40]]
     for h in heldout:
@@ -171,10 +220,18 @@ def checks(fit: Fit, heldout: Sequence[HeldOut] = ()) -> Figure | None:
         for k, (name, p, tint) in enumerate(rows):
             low, high = (100 * (p[end] / p["predicted"] - 1) for end in ("lo", "hi"))
             off = 100 * (p["measured"] / p["predicted"] - 1)
-            axes.plot([k, k], [low, high], "-", color=ACCENT, lw=7, alpha=0.28, solid_capstyle="butt")
             axes.plot(
-                [k], [off], "*" if tint == MEASURED else "o", color=tint, ms=11 if tint == MEASURED else 5.5,
-                mec=PAPER, mew=0.7, zorder=3,
+                [k, k], [low, high], "-", color=ACCENT, lw=7, alpha=0.28, solid_capstyle="butt"
+            )
+            axes.plot(
+                [k],
+                [off],
+                "*" if tint == MEASURED else "o",
+                color=tint,
+                ms=11 if tint == MEASURED else 5.5,
+                mec=PAPER,
+                mew=0.7,
+                zorder=3,
             )
             ticks.setdefault(name, []).append(k)
         axes.axhline(0, color=MUTED, lw=0.9)
@@ -204,12 +261,27 @@ def _shades(observations: Observations) -> list[str]:
 def _held_point(axes: Axes, at: float, h: HeldOut, *, label: bool = False) -> None:
     p = h.prediction
     axes.errorbar(
-        [at], [p.mean], yerr=[[p.mean - p.lo], [p.hi - p.mean]], fmt="_", color=INK, ms=13, capsize=6, lw=1.3, zorder=6,
+        [at],
+        [p.mean],
+        yerr=[[p.mean - p.lo], [p.hi - p.mean]],
+        fmt="_",
+        color=INK,
+        ms=13,
+        capsize=6,
+        lw=1.3,
+        zorder=6,
         label="predicted before training" if label else None,
     )
     if h.measured is not None:
         axes.plot(
-            [at], [h.measured], "*", color=MEASURED, ms=10, mec=PAPER, mew=0.7, zorder=5,
+            [at],
+            [h.measured],
+            "*",
+            color=MEASURED,
+            ms=10,
+            mec=PAPER,
+            mew=0.7,
+            zorder=5,
             label="measured" if label else None,
         )
 
@@ -228,4 +300,6 @@ def _log_x(axes: Axes, text: object) -> None:
 def _loss_label(conventions: object) -> str:
     names = dict(conventions) if isinstance(conventions, dict) else {}
     unit = names.get("loss_unit", "")
-    return f"{names.get('loss', 'loss')}" + (f", {unit}" if unit and unit != "as in the file" else "")
+    return f"{names.get('loss', 'loss')}" + (
+        f", {unit}" if unit and unit != "as in the file" else ""
+    )

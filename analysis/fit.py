@@ -1,8 +1,9 @@
 """How do measurements become a fitted law, with its doubts?
 
-Points are checked (enough, and not all on one line), the noise is estimated, the law is solved from many starts, the
-fit is bootstrapped and back-tested, and everything goes into one artefact. A status is never better than what was
-found: optima that disagree, parameters at a bound and directions without information are said.
+Points are checked (enough, and not all on one line), the noise is estimated, the law is solved
+from many starts, the fit is bootstrapped and back-tested, and everything goes into one artefact.
+A status is never better than what was found: optima that disagree, parameters at a bound and
+directions without information are said.
 """
 
 import time
@@ -21,7 +22,8 @@ from analysis.solve import Solutions, solve
 from analysis.uncertainty import HUBER_K, noise_of, noise_of_replicates, resample
 from parallelism.errors import InputError
 
-PILOT_DELTA = 0.01  # before the noise is known: above the noise of any language model's final loss (0.1 to 0.6 %)
+# before the noise is known: above the noise of any language model's final loss (0.1 to 0.6 %)
+PILOT_DELTA = 0.01
 LEAST_DELTA = 1e-4  # noise-free points would make the objective an absolute value
 AGREE = 1e-6  # relative difference of objectives that is the same optimum
 ZERO = 1e-20  # per row: residuals of 1e-10 are those of noise-free points
@@ -31,14 +33,20 @@ MULTIMODAL_GAP = 2.0  # in log likelihood: an optimum this near is not rejected
 
 
 def fit(
-    observations: Observations, *, law: str = "chinchilla", huber: float | None = None,
-    reduce: Literal["sum", "mean"] = "sum", bootstrap: int = 400, seed: int = 0, level: float = 0.95,
+    observations: Observations,
+    *,
+    law: str = "chinchilla",
+    huber: float | None = None,
+    reduce: Literal["sum", "mean"] = "sum",
+    bootstrap: int = 400,
+    seed: int = 0,
+    level: float = 0.95,
     starts: int = 64,
 ) -> Fit:
     """Fit a law (a name of `analysis.laws` or `module:object`) to the used rows; raises InputError.
 
-    `huber`: delta of the Huber loss on log residuals; default 1.345 times the estimated noise. `reduce` scales the
-    reported objective only: the optimum is the same.
+    `huber`: delta of the Huber loss on log residuals; default 1.345 times the estimated noise.
+    `reduce` scales the reported objective only: the optimum is the same.
     """
     begun = time.perf_counter()
     family = laws.resolve(law)
@@ -64,28 +72,56 @@ def fit(
         best = _best(found, law)
     noise = noise_of(y - _log(where, best, x), parameters=p)
     objective = found.objective_P.min()
-    agree = int(((found.objective_P <= objective * (1 + AGREE) + ZERO * len(y)) & found.converged_P).sum())
+    agree = int(
+        ((found.objective_P <= objective * (1 + AGREE) + ZERO * len(y)) & found.converged_P).sum()
+    )
     solved = time.perf_counter()
 
     C = observations.values("C") if "C" in observations.columns else None
     levels = budgets(C) if C is not None else Budgets(np.zeros(len(y), int), np.ones(1), True)
     basins = _basins(where, x, found, noise_sd=noise.sd)
     boot = _bootstrap(
-        where, x, y=y, best=best, basins=basins, delta=delta, points=points,
+        where,
+        x,
+        y=y,
+        best=best,
+        basins=basins,
+        delta=delta,
+        points=points,
         stratum=np.zeros(len(y), int) if levels.are_bands else levels.label_M,
-        cluster=_used(observations.cluster, observations.used), count=bootstrap, seed=seed, level=level,
+        cluster=_used(observations.cluster, observations.used),
+        count=bootstrap,
+        seed=seed,
+        level=level,
     )
     test = rolling(
-        where, x, y=y, levels=levels, delta=delta, huber=huber, best=best, points=points, ids=observations.ids,
-        cluster=_used(observations.cluster, observations.used), level=level, seed=seed,
+        where,
+        x,
+        y=y,
+        levels=levels,
+        delta=delta,
+        huber=huber,
+        best=best,
+        points=points,
+        ids=observations.ids,
+        cluster=_used(observations.cluster, observations.used),
+        level=level,
+        seed=seed,
     )
-    unidentified, condition = _identifiability(family, found.gram_Ppp[found.objective_P.argmin()], noise.sd)
+    unidentified, condition = _identifiability(
+        family, found.gram_Ppp[found.objective_P.argmin()], noise.sd
+    )
     replicates = noise_of_replicates(y, points)
     lack: dict[str, Any] = {"verdict": "no replicates to compare with"}
     if replicates is not None:
         ratio = noise.sd / replicates.sd
         verdict = "FORM_REJECTED" if ratio > 2 and replicates.dof >= 2 else "not rejected"
-        lack = {"verdict": verdict, "ratio": ratio, "replicate_sd": replicates.sd, "dof": replicates.dof}
+        lack = {
+            "verdict": verdict,
+            "ratio": ratio,
+            "replicate_sd": replicates.sd,
+            "dof": replicates.dof,
+        }
     status = _status(where, found, best, agree, basins, unidentified)
     warnings = _warnings(observations, status, unidentified, levels, boot, lack, agree)
     natural = where.natural(best)
@@ -97,19 +133,43 @@ def fit(
         ranges["D/N"] = [float(ratio_DN.min()), float(ratio_DN.max())]
     ended = time.perf_counter()
     return Fit(
-        law=law, equation=family.equation, params={k: float(v) for k, v in natural.items()},
-        objective=float(objective / (len(y) if reduce == "mean" else 1)), status=status, rows=len(y),
-        excluded=observations.excluded, conventions=dict(observations.conventions), bootstrap=boot["summary"],
-        backtest=test.to_json(), data_hash=observations.hash, version=_version(),
-        seconds={"solve": solved - begun, "bootstrap": ended - solved}, warnings=warnings, delta=float(delta),
-        delta_origin=origin, reduce=reduce, level=level, seed=seed, starts=len(found.objective_P),
-        starts_agree=agree, basins=basins, unidentified=unidentified, condition=condition,
-        noise={"sd": noise.sd, "dof": noise.dof, "origin": noise.origin}, lack_of_fit=lack, form=test.form,
-        theta=[float(v) for v in best], samples=[[float(v) for v in row] for row in boot["samples"]],
-        centre=[float(v) for v in where.centre], scale=where.scale, ranges=ranges,
+        law=law,
+        equation=family.equation,
+        params={k: float(v) for k, v in natural.items()},
+        objective=float(objective / (len(y) if reduce == "mean" else 1)),
+        status=status,
+        rows=len(y),
+        excluded=observations.excluded,
+        conventions=dict(observations.conventions),
+        bootstrap=boot["summary"],
+        backtest=test.to_json(),
+        data_hash=observations.hash,
+        version=_version(),
+        seconds={"solve": solved - begun, "bootstrap": ended - solved},
+        warnings=warnings,
+        delta=float(delta),
+        delta_origin=origin,
+        reduce=reduce,
+        level=level,
+        seed=seed,
+        starts=len(found.objective_P),
+        starts_agree=agree,
+        basins=basins,
+        unidentified=unidentified,
+        condition=condition,
+        noise={"sd": noise.sd, "dof": noise.dof, "origin": noise.origin},
+        lack_of_fit=lack,
+        form=test.form,
+        theta=[float(v) for v in best],
+        samples=[[float(v) for v in row] for row in boot["samples"]],
+        centre=[float(v) for v in where.centre],
+        scale=where.scale,
+        ranges=ranges,
         budgets=[] if levels.are_bands else [float(v) for v in levels.flops],
-        flops_per_token=observations.flops_per_token, run_ids=list(observations.ids), source=observations.source,
-    )  # fmt: skip
+        flops_per_token=observations.flops_per_token,
+        run_ids=list(observations.ids),
+        source=observations.source,
+    )
 
 
 def check_points(law: Law, points: np.ndarray, observations: Observations) -> None:
@@ -119,7 +179,8 @@ def check_points(law: Law, points: np.ndarray, observations: Observations) -> No
     if distinct <= p:
         left = len(observations.id) - len(points)
         raise InputError(
-            source, f"{distinct} usable points ({left} rows excluded) for {p} parameters of {law.name}",
+            source,
+            f"{distinct} usable points ({left} rows excluded) for {p} parameters of {law.name}",
             f"give at least {p + 1} runs of different sizes or lengths",
         )
     if points.shape[1] < 2:
@@ -127,19 +188,23 @@ def check_points(law: Law, points: np.ndarray, observations: Observations) -> No
     C = observations.values("C") if "C" in observations.columns else None
     if C is not None and budgets(C).count == 1:
         raise InputError(
-            source, f"one compute budget only ({np.exp(np.log(C).mean()):.3g} FLOPs)",
+            source,
+            f"one compute budget only ({np.exp(np.log(C).mean()):.3g} FLOPs)",
             "add runs of at least one other budget, a factor of 3 away: along one budget N and D move together",
         )
     spread = np.linalg.svd(points - points.mean(0), compute_uv=False) / np.sqrt(len(points))
     if spread[-1] < COLLINEAR:
         names = " and ".join(law.input_names)
         raise InputError(
-            source, f"{names} lie on one line (they leave it by {spread[-1]:.1%})",
+            source,
+            f"{names} lie on one line (they leave it by {spread[-1]:.1%})",
             f"add runs with another ratio of {names}, at least a factor of 2 to each side",
         )
 
 
-def _check_settings(*, huber: float | None, reduce: str, bootstrap: int, level: float, starts: int) -> None:
+def _check_settings(
+    *, huber: float | None, reduce: str, bootstrap: int, level: float, starts: int
+) -> None:
     if huber is not None and not (np.isfinite(huber) and huber > 0):
         raise InputError("--huber", huber, "write a positive number such as 1e-3")
     if reduce not in ("sum", "mean"):
@@ -155,7 +220,8 @@ def _check_settings(*, huber: float | None, reduce: str, bootstrap: int, level: 
 def _descend(
     where: Coordinates, x: dict[str, np.ndarray], y: np.ndarray, starts_Pp: np.ndarray, delta: float
 ) -> Solutions:
-    """Every start down a ladder of deltas: far away, a small delta is an absolute value with creases everywhere."""
+    """Every start down a ladder of deltas: far away, a small delta is an absolute value with
+    creases everywhere."""
     step = max(delta, PILOT_DELTA)
     while True:
         found = solve(where, x, y=y, weights=np.ones(len(y)), starts_Pp=starts_Pp, delta=step)
@@ -166,7 +232,11 @@ def _descend(
 
 def _best(found: Solutions, law: str) -> np.ndarray:
     if not np.isfinite(found.objective_P).any():
-        raise InputError("--law", law, "the law gives no finite loss on these data from any start; check its inputs")
+        raise InputError(
+            "--law",
+            law,
+            "the law gives no finite loss on these data from any start; check its inputs",
+        )
     return found.theta_Pp[found.objective_P.argmin()]
 
 
@@ -181,7 +251,8 @@ def _used(values: tuple[str, ...], used: np.ndarray) -> np.ndarray:
 def _basins(
     where: Coordinates, x: dict[str, np.ndarray], found: Solutions, *, noise_sd: float
 ) -> list[dict[str, Any]]:
-    """Other converged optima that the data do not reject and that predict something else far out."""
+    """Other converged optima that the data do not reject and that predict something else far
+    out."""
     order = np.argsort(found.objective_P, kind="stable")
     rows = len(next(iter(x.values())))
     lowest = found.objective_P[order[0]]
@@ -206,20 +277,43 @@ def _basins(
 
 
 def _bootstrap(
-    where: Coordinates, x: dict[str, np.ndarray], *, y: np.ndarray, best: np.ndarray, basins: list[dict[str, Any]],
-    delta: float, points: np.ndarray, stratum: np.ndarray, cluster: np.ndarray, count: int, seed: int, level: float,
+    where: Coordinates,
+    x: dict[str, np.ndarray],
+    *,
+    y: np.ndarray,
+    best: np.ndarray,
+    basins: list[dict[str, Any]],
+    delta: float,
+    points: np.ndarray,
+    stratum: np.ndarray,
+    cluster: np.ndarray,
+    count: int,
+    seed: int,
+    level: float,
 ) -> dict[str, Any]:
-    """Refits of resampled data from every basin; draws that found no optimum are counted and left out."""
+    """Refits of resampled data from every basin; draws that found no optimum are counted and left
+    out."""
     p = len(best)
     if count == 0:
         return {"samples": [], "summary": {"n": 0, "params": {}}}
     draws = resample(
-        count, y=y, fitted=_log(where, best, x), cluster=cluster, stratum=stratum, points=points,
-        weights=np.ones(len(y)), parameters=p, seed=seed,
+        count,
+        y=y,
+        fitted=_log(where, best, x),
+        cluster=cluster,
+        stratum=stratum,
+        points=points,
+        weights=np.ones(len(y)),
+        parameters=p,
+        seed=seed,
     )
     runs = [
         solve(
-            where, x, y=draws.y_SM, weights=draws.weights_SM, delta=delta,
+            where,
+            x,
+            y=draws.y_SM,
+            weights=draws.weights_SM,
+            delta=delta,
             starts_Pp=np.broadcast_to(np.array(basin["theta"]), (count, p)),
         )
         for basin in basins
@@ -238,14 +332,21 @@ def _bootstrap(
     return {
         "samples": samples,
         "summary": {
-            "n": len(samples), "kind": draws.kind, "clusters": len(np.unique(cluster)), "singular": draws.singular,
-            "failed": int((~ok).sum()), "params": params,
+            "n": len(samples),
+            "kind": draws.kind,
+            "clusters": len(np.unique(cluster)),
+            "singular": draws.singular,
+            "failed": int((~ok).sum()),
+            "params": params,
         },
-    }  # fmt: skip
+    }
 
 
-def _identifiability(law: Law, gram: np.ndarray, noise_sd: float) -> tuple[list[dict[str, Any]], float]:
-    """Directions of the fit coordinates that the data leave open, by the curvature of the objective."""
+def _identifiability(
+    law: Law, gram: np.ndarray, noise_sd: float
+) -> tuple[list[dict[str, Any]], float]:
+    """Directions of the fit coordinates that the data leave open, by the curvature of the
+    objective."""
     values, vectors = np.linalg.eigh(gram)
     top = max(float(values[-1]), 1e-300)
     out = []
@@ -253,12 +354,22 @@ def _identifiability(law: Law, gram: np.ndarray, noise_sd: float) -> tuple[list[
         sd = noise_sd / np.sqrt(max(float(value), 1e-300))
         if sd > FLAT or value < 1e-14 * top:
             names = [n for n, v in zip(law.names, vector, strict=True) if abs(v) > 0.3]
-            out.append({"params": names, "sd": float(min(sd, 1e6)), "direction": [float(v) for v in vector]})
+            out.append(
+                {
+                    "params": names,
+                    "sd": float(min(sd, 1e6)),
+                    "direction": [float(v) for v in vector],
+                }
+            )
     return out, float(top / max(float(values[0]), 1e-300))
 
 
 def _status(
-    where: Coordinates, found: Solutions, best: np.ndarray, agree: int, basins: list[dict[str, Any]],
+    where: Coordinates,
+    found: Solutions,
+    best: np.ndarray,
+    agree: int,
+    basins: list[dict[str, Any]],
     unidentified: list[dict[str, Any]],
 ) -> str:
     low, high = where.bound
@@ -275,22 +386,37 @@ def _status(
 
 
 def _warnings(
-    observations: Observations, status: str, unidentified: list[dict[str, Any]], levels: Budgets,
-    boot: dict[str, Any], lack: dict[str, Any], agree: int,
+    observations: Observations,
+    status: str,
+    unidentified: list[dict[str, Any]],
+    levels: Budgets,
+    boot: dict[str, Any],
+    lack: dict[str, Any],
+    agree: int,
 ) -> list[str]:
     out = []
     if status == FAILED:
-        out.append(f"the optimum is not confirmed ({agree} starts agree): do not use these parameters")
+        out.append(
+            f"the optimum is not confirmed ({agree} starts agree): do not use these parameters"
+        )
     if status == AT_BOUND:
-        out.append("a parameter lies at its bound: the data want a simpler law or a wider range of runs")
+        out.append(
+            "a parameter lies at its bound: the data want a simpler law or a wider range of runs"
+        )
     if status == MULTIMODAL:
-        out.append("several optima fit as well and predict different losses: add runs at a larger budget")
+        out.append(
+            "several optima fit as well and predict different losses: add runs at a larger budget"
+        )
     for direction in unidentified:
         out.append("the data do not separate " + ", ".join(direction["params"]))
     if lack["verdict"] == "FORM_REJECTED":
-        out.append(f"residuals are {lack['ratio']:.1f} times the noise of replicates: the law's form is rejected")
+        out.append(
+            f"residuals are {lack['ratio']:.1f} times the noise of replicates: the law's form is rejected"
+        )
     if boot["summary"].get("singular"):
-        out.append(f"{boot['summary']['singular']} bootstrap draws had too few distinct points and were redrawn")
+        out.append(
+            f"{boot['summary']['singular']} bootstrap draws had too few distinct points and were redrawn"
+        )
     if levels.are_bands:
         out.append("compute is spread evenly: bands of compute stand in for budgets in hold-outs")
     elif levels.count < 3:
@@ -300,7 +426,11 @@ def _warnings(
         for k, flops in enumerate(levels.flops):
             near = np.abs(np.log(np.where(C > 0, C, np.nan) / flops)) < 0.2
             lost = int((near & ~used).sum())
-            if lost > 0.2 * max(1, int(near.sum())) and not levels.are_bands and (levels.label_M == k).any():
+            if (
+                lost > 0.2 * max(1, int(near.sum()))
+                and not levels.are_bands
+                and (levels.label_M == k).any()
+            ):
                 out.append(f"{lost} of {int(near.sum())} rows at budget {flops:.3g} are excluded")
     return out
 

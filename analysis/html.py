@@ -1,4 +1,5 @@
-"""How is a page written? Small pieces of HTML from plain values, escaped, with the style sheet inside."""
+"""How is a page written? Small pieces of HTML from plain values, escaped, with the style sheet
+inside."""
 
 import html
 from collections.abc import Mapping, Sequence
@@ -31,22 +32,30 @@ def number(value: Any) -> str:
     if isinstance(value, float):
         if value == 0:
             return "0"
-        return f"{value:,.4f}".rstrip("0").rstrip(".") if 1e-3 <= abs(value) < 1e5 else f"{value:.4g}"
+        return (
+            f"{value:,.4f}".rstrip("0").rstrip(".") if 1e-3 <= abs(value) < 1e5 else f"{value:.4g}"
+        )
     return str(value)
 
 
 def table(
-    head: Sequence[str], rows: Sequence[Sequence[Any]], *, numbers: Sequence[int] = (), faint: Sequence[int] = ()
+    head: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    *,
+    numbers: Sequence[int] = (),
+    faint: Sequence[int] = (),
 ) -> str:
     """`numbers`: columns set to the right; `faint`: rows that took no part."""
 
     def line(tag: str, values: Sequence[Any]) -> str:
         return "".join(
-            f'<{tag}{" class=n" if k in numbers else ""}>{cell(v)}</{tag}>' for k, v in enumerate(values)
+            f"<{tag}{' class=n' if k in numbers else ''}>{cell(v)}</{tag}>"
+            for k, v in enumerate(values)
         )
 
     body = "\n".join(
-        f"<tr{' class=out' if k in faint else ''}>{line('td', row)}</tr>" for k, row in enumerate(rows)
+        f"<tr{' class=out' if k in faint else ''}>{line('td', row)}</tr>"
+        for k, row in enumerate(rows)
     )
     top = f"<thead><tr>{line('th', head)}</tr></thead>" if any(head) else ""
     return f'<div class="scroll"><table>{top}\n<tbody>{body}</tbody></table></div>'
@@ -68,7 +77,8 @@ def picture(svg: str, caption: str) -> str:
 
 def cards(values: Sequence[tuple[str, str]]) -> str:
     inner = "".join(
-        f'<div class="card"><b>{html.escape(v)}</b><span>{html.escape(k)}</span></div>' for k, v in values
+        f'<div class="card"><b>{html.escape(v)}</b><span>{html.escape(k)}</span></div>'
+        for k, v in values
     )
     return f'<div class="cards">{inner}</div>'
 
@@ -82,7 +92,9 @@ def warnings(lines: Sequence[str]) -> str:
 def verdict(inside: bool | None) -> Markup:
     if inside is None:
         return Markup("not measured yet")
-    return Markup('<span class="good">inside</span>' if inside else '<span class="bad">outside</span>')
+    return Markup(
+        '<span class="good">inside</span>' if inside else '<span class="bad">outside</span>'
+    )
 
 
 def page(title: str, lead: str, sections: Sequence[tuple[str, str, str]], *, top: str = "") -> str:

@@ -1,8 +1,10 @@
-"""Where is the best size at each budget, by eye? Parabolas through isoFLOP valleys: a plot and a cross-check.
+"""Where is the best size at each budget, by eye? Parabolas through isoFLOP valleys: a plot and a
+cross-check.
 
-Approach 2 of Hoffmann et al. 2022: log loss against ln N at one budget is fitted by a parabola whose vertex is the
-optimum; the vertices give the exponents of N*(C) and D*(C). Biased even without noise when alpha and beta differ or
-grids are off-centre (2.9 % in D* for the Chinchilla surface at +-8x), so a joint fit decides and this one warns.
+Approach 2 of Hoffmann et al. 2022: log loss against ln N at one budget is fitted by a parabola
+whose vertex is the optimum; the vertices give the exponents of N*(C) and D*(C). Biased even
+without noise when alpha and beta differ or grids are off-centre (2.9 % in D* for the Chinchilla
+surface at +-8x), so a joint fit decides and this one warns.
 """
 
 import dataclasses
@@ -25,7 +27,8 @@ DISAGREE = 0.03  # of N* at the largest valley, against the joint fit
 
 @dataclass(frozen=True, kw_only=True)
 class Valley:
-    """One budget: its points, parabola c0 + c1 u + c2 u^2 of ln loss in u = ln N, and the vertex or why there is none."""
+    """One budget: its points, parabola c0 + c1 u + c2 u^2 of ln loss in u = ln N, and the vertex
+    or why there is none."""
 
     flops: float
     N: list[float]
@@ -48,10 +51,13 @@ class Valley:
 
 @dataclass(frozen=True, kw_only=True)
 class IsoFlop:
-    """All valleys, and the exponents of N*(C) and D*(C) with intervals where three valleys have an optimum."""
+    """All valleys, and the exponents of N*(C) and D*(C) with intervals where three valleys have
+    an optimum."""
 
     valleys: list[Valley]
-    exponents: dict[str, dict[str, float]] | None  # N and D: value, lo, hi, and the coefficient of C^value
+    exponents: (
+        dict[str, dict[str, float]] | None
+    )  # N and D: value, lo, hi, and the coefficient of C^value
     exponents_reason: str | None
     level: float
     conventions: dict[str, Any]
@@ -66,7 +72,8 @@ class IsoFlop:
             lines.append(f"no exponents: {self.exponents_reason}")
         else:
             lines += [
-                f"{name}* ~ C^{e['value']:.3f} [{e['lo']:.3f}, {e['hi']:.3f}]" for name, e in self.exponents.items()
+                f"{name}* ~ C^{e['value']:.3f} [{e['lo']:.3f}, {e['hi']:.3f}]"
+                for name, e in self.exponents.items()
             ]
         return "\n".join(lines + [f"warning: {w}" for w in self.warnings])
 
@@ -74,7 +81,8 @@ class IsoFlop:
 def isoflop(
     observations: Observations, *, fit: Fit | None = None, level: float = 0.95, seed: int = 0
 ) -> IsoFlop:
-    """Valleys of the used rows. With `fit`, warns where its N* differs by more than 3 % at the largest valley."""
+    """Valleys of the used rows. With `fit`, warns where its N* differs by more than 3 % at the
+    largest valley."""
     for name in ("N", "D", "C"):
         if name not in observations.columns:
             raise InputError(observations.source, f"no column {name}", f"write --map {name}=COLUMN")
@@ -87,9 +95,13 @@ def isoflop(
         why = "compute is spread evenly: no budget has runs of equal compute"
         valleys = [_without(f, N[m], D[m], loss[m], ids[m], why) for f, m in _groups(levels)]
         return IsoFlop(
-            valleys=valleys, exponents=None, exponents_reason=why, level=level,
-            conventions=dict(observations.conventions), warnings=[],
-        )  # fmt: skip
+            valleys=valleys,
+            exponents=None,
+            exponents_reason=why,
+            level=level,
+            conventions=dict(observations.conventions),
+            warnings=[],
+        )
     groups = _groups(levels)
     sd, dof = _noise(N, loss, groups)
     rng = np.random.default_rng(seed)
@@ -103,9 +115,13 @@ def isoflop(
     exponents, reason = _exponents(valleys, draws, level=level, dof=dof)
     warnings = _compare(valleys, fit)
     return IsoFlop(
-        valleys=valleys, exponents=exponents, exponents_reason=reason, level=level,
-        conventions=dict(observations.conventions), warnings=warnings,
-    )  # fmt: skip
+        valleys=valleys,
+        exponents=exponents,
+        exponents_reason=reason,
+        level=level,
+        conventions=dict(observations.conventions),
+        warnings=warnings,
+    )
 
 
 def _groups(levels: Any) -> list[tuple[float, np.ndarray]]:
@@ -113,17 +129,30 @@ def _groups(levels: Any) -> list[tuple[float, np.ndarray]]:
 
 
 def _without(
-    flops: float, N: np.ndarray, D: np.ndarray, loss: np.ndarray, ids: np.ndarray, why: str,
+    flops: float,
+    N: np.ndarray,
+    D: np.ndarray,
+    loss: np.ndarray,
+    ids: np.ndarray,
+    why: str,
     parabola: list[float] | None = None,
 ) -> Valley:
     order = np.argsort(N)
     return Valley(
-        flops=flops, N=N[order].tolist(), D=D[order].tolist(), loss=loss[order].tolist(), ids=ids[order].tolist(),
-        parabola=parabola, optimum=None, reason=why,
-    )  # fmt: skip
+        flops=flops,
+        N=N[order].tolist(),
+        D=D[order].tolist(),
+        loss=loss[order].tolist(),
+        ids=ids[order].tolist(),
+        parabola=parabola,
+        optimum=None,
+        reason=why,
+    )
 
 
-def _noise(N: np.ndarray, loss: np.ndarray, groups: list[tuple[float, np.ndarray]]) -> tuple[float, int]:
+def _noise(
+    N: np.ndarray, loss: np.ndarray, groups: list[tuple[float, np.ndarray]]
+) -> tuple[float, int]:
     """Pooled residual sd of ln loss about the parabolas, and its degrees of freedom."""
     squares, dof = 0.0, 0
     for _, m in groups:
@@ -136,7 +165,14 @@ def _noise(N: np.ndarray, loss: np.ndarray, groups: list[tuple[float, np.ndarray
 
 
 def _valley(
-    flops: float, N: np.ndarray, D: np.ndarray, loss: np.ndarray, ids: np.ndarray, *, sd: float, t: float,
+    flops: float,
+    N: np.ndarray,
+    D: np.ndarray,
+    loss: np.ndarray,
+    ids: np.ndarray,
+    *,
+    sd: float,
+    t: float,
     rng: np.random.Generator,
 ) -> tuple[Valley, np.ndarray | None]:
     sizes = len(np.unique(N))
@@ -147,7 +183,9 @@ def _valley(
     c2, c1, c0 = np.polyfit(u, y, 2)
     natural = [float(c0 - c1 * middle + c2 * middle**2), float(c1 - 2 * c2 * middle), float(c2)]
     if c2 <= 0:
-        return _without(flops, N, D, loss, ids, "loss bends downward in ln N: no minimum", natural), None
+        return _without(
+            flops, N, D, loss, ids, "loss bends downward in ln N: no minimum", natural
+        ), None
     vertex = -c1 / (2 * c2)
     if not u.min() < vertex < u.max():
         side = "smaller" if vertex <= u.min() else "larger"
@@ -164,22 +202,35 @@ def _valley(
     log_D = np.polyval(np.polyfit(u, np.log(D), 2), vertex)
     order = np.argsort(N)
     best = {
-        "N": float(np.exp(vertex + middle)), "D": float(np.exp(log_D)),
-        "loss": float(np.exp(c0 - c1**2 / (4 * c2))), "N_lo": float(np.exp(vertex + middle - half)),
+        "N": float(np.exp(vertex + middle)),
+        "D": float(np.exp(log_D)),
+        "loss": float(np.exp(c0 - c1**2 / (4 * c2))),
+        "N_lo": float(np.exp(vertex + middle - half)),
         "N_hi": float(np.exp(vertex + middle + half)),
-    }  # fmt: skip
+    }
     valley = Valley(
-        flops=flops, N=N[order].tolist(), D=D[order].tolist(), loss=loss[order].tolist(), ids=ids[order].tolist(),
-        parabola=natural, optimum=best, reason=None,
-    )  # fmt: skip
+        flops=flops,
+        N=N[order].tolist(),
+        D=D[order].tolist(),
+        loss=loss[order].tolist(),
+        ids=ids[order].tolist(),
+        parabola=natural,
+        optimum=best,
+        reason=None,
+    )
     return valley, vertex_S + middle
 
 
 def _exponents(
     valleys: list[Valley], draws: list[np.ndarray | None], *, level: float, dof: int
 ) -> tuple[dict[str, dict[str, float]] | None, str | None]:
-    """Slopes of ln N* and ln D* against ln C; their spread is that of the vertices, or of the line if larger."""
-    found = [(v, d) for v, d in zip(valleys, draws, strict=True) if v.optimum is not None and d is not None]
+    """Slopes of ln N* and ln D* against ln C; their spread is that of the vertices, or of the
+    line if larger."""
+    found = [
+        (v, d)
+        for v, d in zip(valleys, draws, strict=True)
+        if v.optimum is not None and d is not None
+    ]
     if len(found) < 2:
         return None, f"{len(found)} of {len(valleys)} budgets have an optimum; two give a slope"
     c = np.log([v.flops for v, _ in found])
@@ -194,11 +245,15 @@ def _exponents(
         if len(c) > 2:
             off = y - y.mean() - slope * (c - c.mean())
             line_sd = np.sqrt((off**2).sum() / (len(c) - 2) / ((c - c.mean()) ** 2).sum())
-            half = max(half, min(student_t(level, len(c) - 2) * line_sd, 3 * half) if half else line_sd)
+            half = max(
+                half, min(student_t(level, len(c) - 2) * line_sd, 3 * half) if half else line_sd
+            )
         out[name] = {
-            "value": slope, "lo": slope - half, "hi": slope + half,
+            "value": slope,
+            "lo": slope - half,
+            "hi": slope + half,
             "coefficient": float(np.exp(y.mean() - slope * c.mean())),
-        }  # fmt: skip
+        }
     return out, None
 
 
@@ -219,5 +274,9 @@ def _compare(valleys: list[Valley], fit: Fit | None) -> list[str]:
     if abs(gap) <= DISAGREE:
         return []
     inside = top.optimum["N_lo"] <= joint <= top.optimum["N_hi"]
-    why = "within the valley's own interval" if inside else "beyond its interval: trust the joint fit"
-    return [f"at {top.flops:.3g} FLOPs the valley's N* is {gap:+.0%} of the joint fit's {joint:.3g}, {why}"]
+    why = (
+        "within the valley's own interval" if inside else "beyond its interval: trust the joint fit"
+    )
+    return [
+        f"at {top.flops:.3g} FLOPs the valley's N* is {gap:+.0%} of the joint fit's {joint:.3g}, {why}"
+    ]

@@ -1,9 +1,10 @@
 """What is a law, as a value? A function, its named parameters, its inputs, its source.
 
-A law predicts a positive number (a loss) from inputs. Its parameters are declared once with where to start looking
-and how far they may go; the coordinates in which they are fitted follow from the declaration. Fitting happens in
-logs of positive parameters, and an amplitude is fitted as the size of its term at the centre of the data, because
-log A and alpha are almost perfectly correlated while the term's size at the centre and alpha are not.
+A law predicts a positive number (a loss) from inputs. Its parameters are declared once with where
+to start looking and how far they may go; the coordinates in which they are fitted follow from the
+declaration. Fitting happens in logs of positive parameters, and an amplitude is fitted as the
+size of its term at the centre of the data, because log A and alpha are almost perfectly
+correlated while the term's size at the centre and alpha are not.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,8 @@ Values = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Input:
-    """An input column and its unit; the law sees it as `x["N"]` and its natural logarithm as `x["ln_N"]`."""
+    """An input column and its unit; the law sees it as `x["N"]` and its natural logarithm as
+    `x["ln_N"]`."""
 
     name: str
     unit: str
@@ -30,10 +32,12 @@ class Input:
 
 @dataclass(frozen=True)
 class Param:
-    """One parameter: its name, fit coordinate, first guesses, and the bounds behind which a fit is not believed.
+    """One parameter: its name, fit coordinate, first guesses, and the bounds behind which a fit
+    is not believed.
 
-    `kind`: `positive` is fitted in logs, `real` as it is, `amplitude` as the log of its term at the data's centre.
-    `relative`: ranges are multiples of the smallest loss. Bounds are soft: a quadratic wall outside, nothing inside.
+    `kind`: `positive` is fitted in logs, `real` as it is, `amplitude` as the log of its term at
+    the data's centre. `relative`: ranges are multiples of the smallest loss. Bounds are soft: a
+    quadratic wall outside, nothing inside.
     """
 
     name: str
@@ -52,7 +56,9 @@ def floor(name: str) -> Param:
 
 def amplitude(name: str, *, of: str, exponent: str) -> Param:
     """`name / of**exponent`: fitted as the size of this term at the centre of the data."""
-    return Param(name, "amplitude", (0.01, 1.0), (1e-5, 20.0), relative=True, of=of, exponent=exponent)
+    return Param(
+        name, "amplitude", (0.01, 1.0), (1e-5, 20.0), relative=True, of=of, exponent=exponent
+    )
 
 
 def exponent(name: str, *, start: tuple[float, float] = (0.05, 1.5)) -> Param:
@@ -71,7 +77,8 @@ def real(name: str, *, start: tuple[float, float]) -> Param:
 
 @dataclass(frozen=True, kw_only=True)
 class Law:
-    """A family of curves. `predict(p, x)` returns the loss from parameters and inputs, with `jax.numpy` only."""
+    """A family of curves. `predict(p, x)` returns the loss from parameters and inputs, with
+    `jax.numpy` only."""
 
     name: str
     equation: str
@@ -94,7 +101,8 @@ class Law:
 class Coordinates:
     """Where the data are: what turns a law's declaration into numbers to search over.
 
-    `centre` (I,): mean log of each input; `scale`: the smallest loss; the other fields (p,) are in fit coordinates.
+    `centre` (I,): mean log of each input; `scale`: the smallest loss; the other fields (p,) are
+    in fit coordinates.
     """
 
     law: Law
@@ -139,10 +147,12 @@ class Coordinates:
         return np.array(out, float)
 
     def starts(self, count: int, *, seed: int) -> np.ndarray:
-        """(count, p) points that fill the start box evenly: an additive recurrence, rotated by the seed.
+        """(count, p) points that fill the start box evenly: an additive recurrence, rotated by
+        the seed.
 
-        Steps are powers of the root of g^(p+1) = g + 1 (Roberts 2018, "the unreasonable effectiveness of
-        quasirandom sequences"): nearly as even as Sobol for p <= 12 without its tables.
+        Steps are powers of the root of g^(p+1) = g + 1 (Roberts 2018, "the unreasonable
+        effectiveness of quasirandom sequences"): nearly as even as Sobol for p <= 12 without its
+        tables.
         """
         p = len(self.law.params)
         g = 2.0
@@ -197,7 +207,9 @@ def _evaluate(theta_Sp: Any, log_x_IQ: Any, centre: Any, *, law: Law) -> Any:
 
 def evaluate(where: Coordinates, theta_Sp: np.ndarray, x: Mapping[str, Any]) -> np.ndarray:
     """(S, Q) losses of S parameter sets at Q points, float64."""
-    log_x_IQ = np.stack([np.log(np.atleast_1d(np.asarray(x[n], float))) for n in where.law.input_names])
+    log_x_IQ = np.stack(
+        [np.log(np.atleast_1d(np.asarray(x[n], float))) for n in where.law.input_names]
+    )
     with jax.enable_x64(True):
         return np.asarray(_evaluate(np.atleast_2d(theta_Sp), log_x_IQ, where.centre, law=where.law))
 
@@ -205,20 +217,28 @@ def evaluate(where: Coordinates, theta_Sp: np.ndarray, x: Mapping[str, Any]) -> 
 def check(law: Any, *, field: str) -> Law:
     """A law that can be evaluated, or an InputError: users write these by hand."""
     if not isinstance(law, Law):
-        raise InputError(field, f"a {type(law).__name__}", "name an object of type analysis.law.Law")
+        raise InputError(
+            field, f"a {type(law).__name__}", "name an object of type analysis.law.Law"
+        )
     names = law.names
     if len(set(names)) != len(names) or not names:
         raise InputError(field, f"parameters {list(names)}", "declare each parameter once")
     for p in law.params:
         if p.kind == "amplitude" and (p.of not in law.input_names or p.exponent not in names):
-            raise InputError(field, f"amplitude {p.name} of {p.of}", "name an input and an exponent of this law")
+            raise InputError(
+                field, f"amplitude {p.name} of {p.of}", "name an input and an exponent of this law"
+            )
     middle = Coordinates(law, np.zeros(len(law.inputs)), 1.0)
     low, high = middle.start
     try:
         out = evaluate(middle, (low + high)[None] / 2, {n: np.ones(3) for n in law.input_names})
     except Exception as error:  # a user's function can raise anything
         said = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise InputError(field, f"predict raised {said}", "write predict(p, x) with jax.numpy") from None
+        raise InputError(
+            field, f"predict raised {said}", "write predict(p, x) with jax.numpy"
+        ) from None
     if out.shape != (1, 3):
-        raise InputError(field, f"predict returned shape {out.shape[1:]}", "return one loss for each point")
+        raise InputError(
+            field, f"predict returned shape {out.shape[1:]}", "return one loss for each point"
+        )
     return law

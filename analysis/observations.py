@@ -1,8 +1,9 @@
-"""What may a law be fitted to? Measurements with their conventions; every row kept, unusable ones with the reason.
+"""What may a law be fitted to? Measurements with their conventions; every row kept, unusable ones
+with the reason.
 
-A runs folder or a file becomes columns N, D, C and loss. Rows are flagged and never dropped: a fit states which it
-left out and why. Rows of different tokenisers, corpora or sequence lengths do not share a law in nats per token, so
-a mixture is refused until `--where` separates it.
+A runs folder or a file becomes columns N, D, C and loss. Rows are flagged and never dropped: a
+fit states which it left out and why. Rows of different tokenisers, corpora or sequence lengths do
+not share a law in nats per token, so a mixture is refused until `--where` separates it.
 """
 
 import dataclasses
@@ -24,7 +25,12 @@ SIX_ND = "six_nd"  # the convention C = 6 N D, the only one a file of N and D ha
 DEFAULT_CONVENTION = "causal_attn"
 # dotted paths of a spec within which one law can hold in nats per token
 ONE_VALUE = (
-    "data.tokenizer", "data.seq_len", "data.sources", "data.fingerprint", "model.arch", "schedule.kind",
+    "data.tokenizer",
+    "data.seq_len",
+    "data.sources",
+    "data.fingerprint",
+    "model.arch",
+    "schedule.kind",
 )
 
 
@@ -98,14 +104,21 @@ def parse_map(text: str | None) -> dict[str, str]:
 
 
 def observe(
-    source: str | Path, *, inputs: Sequence[str] = ("N", "D"), columns: Mapping[str, str] | None = None,
-    where: str | None = None, exclude: Collection[str] = (), run_ids: Collection[str] | None = None,
-    convention: str | None = None, cluster: str | None = None,
+    source: str | Path,
+    *,
+    inputs: Sequence[str] = ("N", "D"),
+    columns: Mapping[str, str] | None = None,
+    where: str | None = None,
+    exclude: Collection[str] = (),
+    run_ids: Collection[str] | None = None,
+    convention: str | None = None,
+    cluster: str | None = None,
 ) -> Observations:
     """Measurements from a runs folder or a file.
 
-    `columns` maps N, D, C, loss or another input of a law to a column; `convention` names the FLOP count that is C
-    for runs (default causal_attn). `run_ids`: other runs are flagged as not selected. Raises InputError.
+    `columns` maps N, D, C, loss or another input of a law to a column; `convention` names the
+    FLOP count that is C for runs (default causal_attn). `run_ids`: other runs are flagged as not
+    selected. Raises InputError.
     """
     table = read(source)
     mapping = _mapping(table, dict(columns or {}), inputs, convention)
@@ -156,9 +169,15 @@ def observe(
     for array in numbers.values():
         array.setflags(write=False)
     found = Observations(
-        source=str(source), id=ids, columns=numbers, cluster=_clusters(table, ids, cluster),
-        seed=tuple(row.get("seed") for row in table.rows), reason=tuple(reasons), conventions={}, rows=table.rows,
-    )  # fmt: skip
+        source=str(source),
+        id=ids,
+        columns=numbers,
+        cluster=_clusters(table, ids, cluster),
+        seed=tuple(row.get("seed") for row in table.rows),
+        reason=tuple(reasons),
+        conventions={},
+        rows=table.rows,
+    )
     return dataclasses.replace(found, conventions=_conventions(table, mapping, found, convention))
 
 
@@ -168,20 +187,27 @@ def _mapping(
     known = table.columns
     for name, column in given.items():
         if column not in known:
-            raise InputError(f"--map {name}", f"no column {column} in {table.source}", nearest(column, known))
+            raise InputError(
+                f"--map {name}", f"no column {column} in {table.source}", nearest(column, known)
+            )
     if table.is_runs:
         # compute without embeddings goes with parameters without them
         which = "non_embedding" if convention == "six_nd_non_embedding" else "total"
         default = {
-            "N": f"params.{which}", "D": "tokens", "C": f"C.{convention or DEFAULT_CONVENTION}", "loss": "loss/val",
-        }  # fmt: skip
+            "N": f"params.{which}",
+            "D": "tokens",
+            "C": f"C.{convention or DEFAULT_CONVENTION}",
+            "loss": "loss/val",
+        }
         conventions = [c.removeprefix("C.") for c in known if c.startswith("C.")]
         if "C" not in given and convention and convention not in conventions:
             raise InputError("--convention", convention, nearest(convention, conventions))
         mapping = {**default, **given}
     else:
         if convention not in (None, SIX_ND):
-            raise InputError("--convention", convention, "map the file's own FLOP column with --map C=column")
+            raise InputError(
+                "--convention", convention, "map the file's own FLOP column with --map C=column"
+            )
         mapping = {n: n for n in ("N", "D", "C", "loss") if n in known} | given
     for name in inputs:
         if name not in mapping and name in known:
@@ -191,7 +217,9 @@ def _mapping(
         if name not in mapping and name not in derived:
             shown = ", ".join(known[:8])
             raise InputError(
-                f"--map {name}", f"no column {name} in {table.source}", f"write --map {name}=COLUMN, one of {shown}"
+                f"--map {name}",
+                f"no column {name} in {table.source}",
+                f"write --map {name}=COLUMN, one of {shown}",
             )
     return mapping
 
@@ -201,7 +229,9 @@ def _ids(table: Table) -> tuple[str, ...]:
         return tuple(str(row["run_id"]) for row in table.rows)
     ids = [row.get("run_id", row.get("id")) for row in table.rows]
     if all(i is not None for i in ids) and len(set(ids)) == len(ids):
-        return tuple(str(int(i)) if isinstance(i, float) and i.is_integer() else str(i) for i in ids)
+        return tuple(
+            str(int(i)) if isinstance(i, float) and i.is_integer() else str(i) for i in ids
+        )
     return tuple(str(i) for i in range(1, len(table.rows) + 1))
 
 
@@ -249,8 +279,9 @@ def _conventions(
         if len(values) > 1 and not (path == "data.tokenizer" and mapping["loss"].startswith("bpb")):
             shown = " and ".join(sorted(values)[:3])
             raise InputError(
-                f"{table.source}: {path}", f"mixed: {shown}",
-                f"choose one with --where, for example --where \"{_example(path, sorted(values)[0])}\"",
+                f"{table.source}: {path}",
+                f"mixed: {shown}",
+                f'choose one with --where, for example --where "{_example(path, sorted(values)[0])}"',
             )
         if values:
             out[path] = next(iter(values))

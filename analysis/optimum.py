@@ -1,8 +1,9 @@
-"""Where is the best size, exactly? Bisection on exact derivatives along a budget or along a line of equal loss.
+"""Where is the best size, exactly? Bisection on exact derivatives along a budget or along a line
+of equal loss.
 
-For every parameter set at once, float64. u = ln N, v = ln D; FLOPs per token are 6 N exp(excess(u)), `excess` linear
-between a family's sizes and constant outside them. A flat minimum fixes ln N only to 1e-8 by its values, and to
-1e-15 by the sign of its slope.
+For every parameter set at once, float64. u = ln N, v = ln D; FLOPs per token are 6 N
+exp(excess(u)), `excess` linear between a family's sizes and constant outside them. A flat minimum
+fixes ln N only to 1e-8 by its values, and to 1e-15 by the sign of its slope.
 """
 
 from dataclasses import dataclass
@@ -22,31 +23,59 @@ SMALLEST = float(np.log(1e6))  # e-folds of size below the budget's that are sea
 
 @dataclass(frozen=True)
 class Family:
-    """FLOPs per token of a family: ln N of its sizes and the log of their FLOPs per token over 6 N."""
+    """FLOPs per token of a family: ln N of its sizes and the log of their FLOPs per token over 6
+    N."""
 
     log_N: np.ndarray
     excess: np.ndarray
 
 
 def along_budget(
-    where: Coordinates, theta_Sp: np.ndarray, *, flops: float, family: Family, low_S: np.ndarray, high_S: np.ndarray
+    where: Coordinates,
+    theta_Sp: np.ndarray,
+    *,
+    flops: float,
+    family: Family,
+    low_S: np.ndarray,
+    high_S: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """ln N (S,) that minimises the loss at `flops`, between brackets, and the log loss there."""
     with jax.enable_x64(True):
         u_S, loss_S = _along_budget(
-            theta_Sp, low_S, high_S, np.log(flops), family.log_N, family.excess, where.centre, law=where.law
+            theta_Sp,
+            low_S,
+            high_S,
+            np.log(flops),
+            family.log_N,
+            family.excess,
+            where.centre,
+            law=where.law,
         )
         return np.asarray(u_S), np.asarray(loss_S)
 
 
 def along_loss(
-    where: Coordinates, theta_Sp: np.ndarray, *, log_loss_S: np.ndarray, start_S: np.ndarray, log_D_S: np.ndarray,
-    inference_tokens: float, family: Family,
+    where: Coordinates,
+    theta_Sp: np.ndarray,
+    *,
+    log_loss_S: np.ndarray,
+    start_S: np.ndarray,
+    log_D_S: np.ndarray,
+    inference_tokens: float,
+    family: Family,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """ln N and ln D (S,) of least train and inference FLOPs at a loss; `start_S`, `log_D_S` reach it for training."""
+    """ln N and ln D (S,) of least train and inference FLOPs at a loss; `start_S`, `log_D_S` reach
+    it for training."""
     with jax.enable_x64(True):
         u_S, v_S = _along_loss(
-            theta_Sp, log_loss_S, start_S, log_D_S, inference_tokens, family.log_N, family.excess, where.centre,
+            theta_Sp,
+            log_loss_S,
+            start_S,
+            log_D_S,
+            inference_tokens,
+            family.log_N,
+            family.excess,
+            where.centre,
             law=where.law,
         )
         return np.asarray(u_S), np.asarray(v_S)
@@ -75,7 +104,15 @@ def _bisect(is_right: Any, low: Any, high: Any) -> Any:
 
 @partial(jax.jit, static_argnames="law")
 def _along_budget(
-    theta_Sp: Any, low_S: Any, high_S: Any, log_C: Any, log_N: Any, excess: Any, centre: Any, *, law: Law
+    theta_Sp: Any,
+    low_S: Any,
+    high_S: Any,
+    log_C: Any,
+    log_N: Any,
+    excess: Any,
+    centre: Any,
+    *,
+    law: Law,
 ) -> Any:
     def one(theta: Any, low: Any, high: Any) -> Any:
         def f(u: Any) -> Any:
@@ -89,8 +126,16 @@ def _along_budget(
 
 @partial(jax.jit, static_argnames="law")
 def _along_loss(
-    theta_Sp: Any, log_loss_S: Any, start_S: Any, log_D_S: Any, tokens: Any, log_N: Any, excess: Any, centre: Any,
-    *, law: Law,
+    theta_Sp: Any,
+    log_loss_S: Any,
+    start_S: Any,
+    log_D_S: Any,
+    tokens: Any,
+    log_N: Any,
+    excess: Any,
+    centre: Any,
+    *,
+    law: Law,
 ) -> Any:
     def one(theta: Any, target: Any, start: Any, log_D: Any) -> Any:
         def f(u: Any, v: Any) -> Any:

@@ -1,8 +1,9 @@
-"""Which size and how many tokens for a budget? The optimum, its interval, the flat region, and the least regret.
+"""Which size and how many tokens for a budget? The optimum, its interval, the flat region, and
+the least regret.
 
-Works for any law of N and D: along a budget D = C / (FLOPs per token of N) the loss is a function of ln N alone; its
-minimum is found for the fit and for every bootstrap draw at once. With inference demand the same is done along a line
-of equal loss.
+Works for any law of N and D: along a budget D = C / (FLOPs per token of N) the loss is a function
+of ln N alone; its minimum is found for the fit and for every bootstrap draw at once. With
+inference demand the same is done along a line of equal loss.
 """
 
 import dataclasses
@@ -26,7 +27,8 @@ SPAN = np.log(1e5)
 
 @dataclass(frozen=True, kw_only=True)
 class Sizing:
-    """N and D for a budget. Each of N, D, loss has value, lo, hi at `level`; FLOPs by the fit's convention."""
+    """N and D for a budget. Each of N, D, loss has value, lo, hi at `level`; FLOPs by the fit's
+    convention."""
 
     flops: float
     N: dict[str, float]
@@ -53,11 +55,13 @@ class Sizing:
         lines = [
             f"{self.flops:.4g} FLOPs ({self.convention}; {self.flops_per_token_origin}),"
             f" {self.extrapolation:.3g} times the largest fitted",
-            line("N", self.N), line("D", self.D), line("loss", self.loss),
+            line("N", self.N),
+            line("D", self.D),
+            line("loss", self.loss),
             f"flat: N from {self.flat['N_lo']:.3g} to {self.flat['N_hi']:.3g} costs at most 0.1 % of loss",
             f"least regret: N {self.regret['N']:.4g}, D {self.regret['D']:.4g}"
             f" (expected {self.regret['expected']:.3%} of loss, the optimum's {self.regret['of_optimum']:.3%})",
-        ]  # fmt: skip
+        ]
         if self.inference is not None:
             i = self.inference
             lines.append(
@@ -74,10 +78,15 @@ class Sizing:
 
 
 def size(
-    fit: Fit, flops: float, *, inference_tokens: float | None = None, devices: Devices | None = None,
+    fit: Fit,
+    flops: float,
+    *,
+    inference_tokens: float | None = None,
+    devices: Devices | None = None,
     level: float | None = None,
 ) -> Sizing:
-    """The compute-optimal run of a budget, from the fit alone; raises InputError for a fit that cannot tell."""
+    """The compute-optimal run of a budget, from the fit alone; raises InputError for a fit that
+    cannot tell."""
     _check(fit, flops, inference_tokens)
     level = level or fit.level
     tails = [(1 - level) / 2, (1 + level) / 2]
@@ -101,27 +110,43 @@ def size(
     N_lo, N_hi = np.quantile(draws, tails)
     D_lo, D_hi = np.quantile(D_S[1:], tails)
     beyond = extrapolation(fit, best)
-    warnings = [f"the fit is {fit.status}: " + "; ".join(fit.warnings)] if fit.status != "CONVERGED" else []
+    warnings = (
+        [f"the fit is {fit.status}: " + "; ".join(fit.warnings)]
+        if fit.status != "CONVERGED"
+        else []
+    )
     low, high = fit.ranges["D/N"]
     if not low / 2 <= D_S[0] / N <= high * 2:
         warnings.append(f"{D_S[0] / N:.3g} tokens a parameter, fitted on {low:.3g} to {high:.3g}")
     if N_hi / N_lo > 4:
-        warnings.append("the optimal size is known to a factor of 4 at best: the data hardly fix it")
+        warnings.append(
+            "the optimal size is known to a factor of 4 at best: the data hardly fix it"
+        )
     return Sizing(
-        flops=float(flops), N={"value": N, "lo": float(N_lo), "hi": float(N_hi)},
+        flops=float(flops),
+        N={"value": N, "lo": float(N_lo), "hi": float(N_hi)},
         D={"value": float(D_S[0]), "lo": float(D_lo), "hi": float(D_hi)},
         loss={"value": loss, "lo": loss * float(np.exp(-half)), "hi": loss * float(np.exp(half))},
         flat={"N_lo": float(flat.min()), "N_hi": float(flat.max()), "relative_loss": FLAT},
         regret={
-            "N": float(fine[least]), "D": float(flops / flops_per_token(fit, fine[least])),
-            "expected": float(regret_G[least]), "of_optimum": float(regret_G[-1]),
+            "N": float(fine[least]),
+            "D": float(flops / flops_per_token(fit, fine[least])),
+            "expected": float(regret_G[least]),
+            "of_optimum": float(regret_G[-1]),
         },
-        inference=None if not inference_tokens else _inference(fit, thetas, N_S, L_S, flops, inference_tokens, tails),
-        devices=devices.hours(flops) if devices else None, tokens_per_parameter=float(D_S[0] / N), level=level,
-        extrapolation=float(beyond[0]) if beyond is not None else 1.0, convention=str(fit.conventions.get("C", "")),
-        flops_per_token_origin="6 N FLOPs per token" if fit.flops_per_token is None else "the family's own FLOPs per token",
+        inference=None
+        if not inference_tokens
+        else _inference(fit, thetas, N_S, L_S, flops, inference_tokens, tails),
+        devices=devices.hours(flops) if devices else None,
+        tokens_per_parameter=float(D_S[0] / N),
+        level=level,
+        extrapolation=float(beyond[0]) if beyond is not None else 1.0,
+        convention=str(fit.conventions.get("C", "")),
+        flops_per_token_origin="6 N FLOPs per token"
+        if fit.flops_per_token is None
+        else "the family's own FLOPs per token",
         warnings=warnings,
-    )  # fmt: skip
+    )
 
 
 def optimum(fit: Fit, flops: float) -> dict[str, float]:
@@ -133,13 +158,23 @@ def optimum(fit: Fit, flops: float) -> dict[str, float]:
 
 def _check(fit: Fit, flops: float, inference_tokens: float | None) -> None:
     if fit.where.law.input_names != ("N", "D"):
-        raise InputError("fit.json", f"law {fit.law} of {fit.where.law.input_names}", "give a fit of a law of N and D")
+        raise InputError(
+            "fit.json",
+            f"law {fit.law} of {fit.where.law.input_names}",
+            "give a fit of a law of N and D",
+        )
     if fit.status == FAILED:
-        raise InputError("fit.json", "status FAILED", "fit again with more runs: this optimum is not confirmed")
+        raise InputError(
+            "fit.json", "status FAILED", "fit again with more runs: this optimum is not confirmed"
+        )
     if not (np.isfinite(flops) and flops > 0):
         raise InputError("--flops", flops, "write a positive number such as 1e24")
-    if inference_tokens is not None and not (np.isfinite(inference_tokens) and inference_tokens >= 0):
-        raise InputError("--inference-tokens", inference_tokens, "write a number of tokens such as 1e12")
+    if inference_tokens is not None and not (
+        np.isfinite(inference_tokens) and inference_tokens >= 0
+    ):
+        raise InputError(
+            "--inference-tokens", inference_tokens, "write a number of tokens such as 1e12"
+        )
 
 
 def _grid(fit: Fit, flops: float) -> np.ndarray:
@@ -158,31 +193,54 @@ def _optima(fit: Fit, theta_Sp: np.ndarray, flops: float) -> tuple[np.ndarray, n
     grid = _grid(fit, flops)
     centre = np.clip(_losses(fit, theta_Sp, grid, flops).argmin(1), 1, GRID - 2)
     u_S, log_loss_S = along_budget(
-        fit.where, theta_Sp, flops=flops, family=family(fit),
-        low_S=np.log(grid[centre - 1]), high_S=np.log(grid[centre + 1]),
-    )  # fmt: skip
+        fit.where,
+        theta_Sp,
+        flops=flops,
+        family=family(fit),
+        low_S=np.log(grid[centre - 1]),
+        high_S=np.log(grid[centre + 1]),
+    )
     return np.exp(u_S), np.exp(log_loss_S)
 
 
 def _inference(
-    fit: Fit, theta_Sp: np.ndarray, N_S: np.ndarray, loss_S: np.ndarray, flops: float, tokens: float,
+    fit: Fit,
+    theta_Sp: np.ndarray,
+    N_S: np.ndarray,
+    loss_S: np.ndarray,
+    flops: float,
+    tokens: float,
     tails: list[float],
 ) -> dict[str, float]:
-    """The size that reaches the budget's loss for the fewest FLOPs of training and inference together.
+    """The size that reaches the budget's loss for the fewest FLOPs of training and inference
+    together.
 
     Sardana et al. 2024 (arXiv 2401.00448); a token of inference costs a third of one of training.
     """
     u_S, v_S = along_loss(
-        fit.where, theta_Sp, log_loss_S=np.log(loss_S), start_S=np.log(N_S),
-        log_D_S=np.log(flops / flops_per_token(fit, N_S)), inference_tokens=tokens, family=family(fit),
-    )  # fmt: skip
+        fit.where,
+        theta_Sp,
+        log_loss_S=np.log(loss_S),
+        start_S=np.log(N_S),
+        log_D_S=np.log(flops / flops_per_token(fit, N_S)),
+        inference_tokens=tokens,
+        family=family(fit),
+    )
     N, D = float(np.exp(u_S[0])), float(np.exp(v_S[0]))
     per_token = float(flops_per_token(fit, N))
     total = per_token * (D + tokens / 3)
     plain = flops + float(flops_per_token(fit, N_S[0])) * tokens / 3
     (N_lo, N_hi), (D_lo, D_hi) = (np.exp(np.quantile(a[1:], tails)) for a in (u_S, v_S))
     return {
-        "tokens": float(tokens), "N": N, "N_lo": float(N_lo), "N_hi": float(N_hi), "D": D, "D_lo": float(D_lo),
-        "D_hi": float(D_hi), "loss": float(loss_S[0]), "train_flops": per_token * D, "total_flops": total,
+        "tokens": float(tokens),
+        "N": N,
+        "N_lo": float(N_lo),
+        "N_hi": float(N_hi),
+        "D": D,
+        "D_lo": float(D_lo),
+        "D_hi": float(D_hi),
+        "loss": float(loss_S[0]),
+        "train_flops": per_token * D,
+        "total_flops": total,
         "saving": 1 - total / plain,
-    }  # fmt: skip
+    }

@@ -1,4 +1,5 @@
-"""What loss will a run reach, and how sure is that? A fit and a point -> mean, interval, and where doubt comes from."""
+"""What loss will a run reach, and how sure is that? A fit and a point -> mean, interval, and
+where doubt comes from."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,12 +14,15 @@ from analysis.optimum import Family
 from analysis.uncertainty import statistical_sd, student_t
 from parallelism.errors import InputError, nearest
 
-RATIO_SLACK = 2.0  # tokens per parameter may leave the fitted range by this factor and still be in the domain
+RATIO_SLACK = (
+    2.0  # tokens per parameter may leave the fitted range by this factor and still be in the domain
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """Loss at one point; sds in units of the loss. The interval is for the measured loss of one new run."""
+    """Loss at one point; sds in units of the loss. The interval is for the measured loss of one
+    new run."""
 
     at: dict[str, float]
     mean: float
@@ -64,9 +68,15 @@ class HeldOut:
     def to_json(self) -> dict[str, Any]:
         p = self.prediction
         return {
-            "run_id": self.run_id, "predicted": p.mean, "lo": p.lo, "hi": p.hi, "measured": self.measured,
-            "inside": self.inside, "flops": self.flops, "prediction": p.to_json(),
-        }  # fmt: skip
+            "run_id": self.run_id,
+            "predicted": p.mean,
+            "lo": p.lo,
+            "hi": p.hi,
+            "measured": self.measured,
+            "inside": self.inside,
+            "flops": self.flops,
+            "prediction": p.to_json(),
+        }
 
     def text(self) -> str:
         p = self.prediction
@@ -93,7 +103,8 @@ def parse_at(text: str) -> dict[str, float]:
 
 
 def family(fit: Fit) -> Family:
-    """FLOPs per token between the fitted sizes; beyond them the ratio to 6 N stays that of the nearest."""
+    """FLOPs per token between the fitted sizes; beyond them the ratio to 6 N stays that of the
+    nearest."""
     if fit.flops_per_token is None:
         return Family(np.zeros(1), np.zeros(1))
     pairs = np.log(np.array(fit.flops_per_token))
@@ -107,7 +118,8 @@ def flops_per_token(fit: Fit, N: Any) -> np.ndarray:
 
 
 def predict(fit: Fit, at: Mapping[str, float], *, level: float | None = None) -> Prediction:
-    """The loss of one run at `at` (the law's inputs; N and C will do where the law wants N and D)."""
+    """The loss of one run at `at` (the law's inputs; N and C will do where the law wants N and
+    D)."""
     where = fit.where
     at = {k: float(v) for k, v in at.items()}
     needed = where.law.input_names
@@ -120,7 +132,9 @@ def predict(fit: Fit, at: Mapping[str, float], *, level: float | None = None) ->
         if name not in (*needed, "C"):
             raise InputError("--at", name, nearest(name, needed))
     if fit.status == FAILED:
-        raise InputError("fit.json", "status FAILED", "fit again with more runs: this optimum is not confirmed")
+        raise InputError(
+            "fit.json", "status FAILED", "fit again with more runs: this optimum is not confirmed"
+        )
     level = level or fit.level
     point = {name: np.array([at[name]]) for name in needed}
     log_mean, sd = log_spread(fit, point)
@@ -130,11 +144,17 @@ def predict(fit: Fit, at: Mapping[str, float], *, level: float | None = None) ->
     outside = _outside(fit, at)
     beyond = extrapolation(fit, point)
     return Prediction(
-        at={k: at[k] for k in needed}, mean=mean, lo=mean * float(np.exp(-half)), hi=mean * float(np.exp(half)),
-        level=level, sd={k: mean * float(v[0]) for k, v in sd.items()}, in_domain=not outside,
-        extrapolation=None if beyond is None else float(beyond[0]), outside=outside,
+        at={k: at[k] for k in needed},
+        mean=mean,
+        lo=mean * float(np.exp(-half)),
+        hi=mean * float(np.exp(half)),
+        level=level,
+        sd={k: mean * float(v[0]) for k, v in sd.items()},
+        in_domain=not outside,
+        extrapolation=None if beyond is None else float(beyond[0]),
+        outside=outside,
         unit=str(fit.conventions.get("loss_unit", "")),
-    )  # fmt: skip
+    )
 
 
 def log_spread(fit: Fit, x: Mapping[str, np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -153,8 +173,11 @@ def log_spread(fit: Fit, x: Mapping[str, np.ndarray]) -> tuple[np.ndarray, dict[
         form = fit.form * np.log(np.maximum(beyond, 1.0))
     statistical = statistical_sd(np.log(evaluate(where, fit.samples_Sp, x)))
     return log_mean, {
-        "statistical": statistical, "basin": basin, "form": form, "noise": np.full_like(log_mean, fit.noise["sd"]),
-    }  # fmt: skip
+        "statistical": statistical,
+        "basin": basin,
+        "form": form,
+        "noise": np.full_like(log_mean, fit.noise["sd"]),
+    }
 
 
 def extrapolation(fit: Fit, x: Mapping[str, np.ndarray]) -> np.ndarray | None:
@@ -167,11 +190,14 @@ def extrapolation(fit: Fit, x: Mapping[str, np.ndarray]) -> np.ndarray | None:
 
 
 def _outside(fit: Fit, at: Mapping[str, float]) -> list[str]:
-    """Tokens per parameter, and for other inputs the input itself, beyond twice the fitted range."""
+    """Tokens per parameter, and for other inputs the input itself, beyond twice the fitted
+    range."""
     values = dict(at)
     if {"N", "D"} <= set(at):
         # size and length are meant to be extrapolated; their ratio is not
-        values = {k: v for k, v in at.items() if k not in ("N", "D", "C")} | {"D/N": at["D"] / at["N"]}
+        values = {k: v for k, v in at.items() if k not in ("N", "D", "C")} | {
+            "D/N": at["D"] / at["N"]
+        }
     out = []
     for name, value in values.items():
         if name not in fit.ranges:

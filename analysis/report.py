@@ -1,7 +1,8 @@
-"""What would a reviewer ask of this sweep? One self-contained page: law, checks, runs, costs, provenance.
+"""What would a reviewer ask of this sweep? One self-contained page: law, checks, runs, costs,
+provenance.
 
-Nothing is fetched when it is opened; every exclusion is listed with its reason, and every number comes from the
-values given here.
+Nothing is fetched when it is opened; every exclusion is listed with its reason, and every number
+comes from the values given here.
 """
 
 import platform
@@ -13,7 +14,18 @@ import numpy as np
 
 from analysis import figures
 from analysis.artefact import Fit
-from analysis.html import Markup, cards, number, page, pairs, paragraph, picture, table, verdict, warnings
+from analysis.html import (
+    Markup,
+    cards,
+    number,
+    page,
+    pairs,
+    paragraph,
+    picture,
+    table,
+    verdict,
+    warnings,
+)
 from analysis.isoflop import IsoFlop
 from analysis.observations import Observations
 from analysis.planner import Sizing
@@ -25,15 +37,22 @@ ROWS = 400  # of the table of runs; the rest is counted
 
 
 def write_report(
-    path: Path | str, *, fit: Fit, observations: Observations, isoflop: IsoFlop,
-    heldout: Sequence[HeldOut] | HeldOut | None = None, sizing: Sizing | None = None,
-    production: Mapping[str, Any] | None = None, sweep: Mapping[str, Any] | None = None,
+    path: Path | str,
+    *,
+    fit: Fit,
+    observations: Observations,
+    isoflop: IsoFlop,
+    heldout: Sequence[HeldOut] | HeldOut | None = None,
+    sizing: Sizing | None = None,
+    production: Mapping[str, Any] | None = None,
+    sweep: Mapping[str, Any] | None = None,
     title: str = "Scaling sweep",
 ) -> Path:
     """Write the page and return its path.
 
-    `production`: what the sized run is, name -> value (nested values are flattened); `sweep`: the launcher's summary
-    (`name`, `seconds`, `compilations`, `compile_seconds`, ...). Raises InputError when the file cannot be written.
+    `production`: what the sized run is, name -> value (nested values are flattened); `sweep`: the
+    launcher's summary (`name`, `seconds`, `compilations`, `compile_seconds`, ...). Raises
+    InputError when the file cannot be written.
     """
     held = [heldout] if isinstance(heldout, HeldOut) else list(heldout or ())
     sections = [
@@ -52,7 +71,9 @@ def write_report(
         + (f" at {len(fit.budgets)} compute budgets" if fit.budgets else "")
         + f", {len(fit.excluded)} excluded; {fit.status}"
     )
-    text = page(title, lead, sections, top=cards(_headline(fit, held, sizing)) + warnings(fit.warnings))
+    text = page(
+        title, lead, sections, top=cards(_headline(fit, held, sizing)) + warnings(fit.warnings)
+    )
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,7 +81,9 @@ def write_report(
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
     except OSError as error:
-        raise InputError(str(path), f"not writable ({error.strerror})", "give another path for the report") from None
+        raise InputError(
+            str(path), f"not writable ({error.strerror})", "give another path for the report"
+        ) from None
     return path
 
 
@@ -68,7 +91,9 @@ def _headline(fit: Fit, held: list[HeldOut], sizing: Sizing | None) -> list[tupl
     out = []
     for h in held[:1]:
         p = h.prediction
-        out.append((f"predicted loss of the held-out run [{p.lo:.4f}, {p.hi:.4f}]", f"{p.mean:.4f}"))
+        out.append(
+            (f"predicted loss of the held-out run [{p.lo:.4f}, {p.hi:.4f}]", f"{p.mean:.4f}")
+        )
         if h.measured is not None:
             off = f"{h.measured / p.mean - 1:+.2%}, {'inside' if h.inside else 'outside'} its interval"
             out.append((f"measured afterwards: {off}", f"{h.measured:.4f}"))
@@ -84,17 +109,36 @@ def _held(fit: Fit, held: list[HeldOut]) -> str:
     if held:
         rows = [
             (
-                Markup(f"<code>{h.run_id}</code>"), h.flops and figures.flops(h.flops), _times(h.prediction.extrapolation), h.prediction.mean,
-                f"{h.prediction.lo:.4f} to {h.prediction.hi:.4f}", h.measured,
-                None if h.measured is None else f"{h.measured / h.prediction.mean - 1:+.2%}", verdict(h.inside),
+                Markup(f"<code>{h.run_id}</code>"),
+                h.flops and figures.flops(h.flops),
+                _times(h.prediction.extrapolation),
+                h.prediction.mean,
+                f"{h.prediction.lo:.4f} to {h.prediction.hi:.4f}",
+                h.measured,
+                None if h.measured is None else f"{h.measured / h.prediction.mean - 1:+.2%}",
+                verdict(h.inside),
             )
             for h in held
-        ]  # fmt: skip
-        head = ("run", "FLOPs", "beyond", "predicted", f"{held[0].prediction.level:.0%} interval", "measured", "off", "")
+        ]
+        head = (
+            "run",
+            "FLOPs",
+            "beyond",
+            "predicted",
+            f"{held[0].prediction.level:.0%} interval",
+            "measured",
+            "off",
+            "",
+        )
         parts.append(table(head, rows, numbers=range(1, 7)))
         sd = held[0].prediction.sd
         shares = ", ".join(f"{k} {v / held[0].prediction.mean:.2%}" for k, v in sd.items())
-        parts.append(paragraph(f"Standard deviation of the prediction by source, of the loss: {shares}.", kind="note"))
+        parts.append(
+            paragraph(
+                f"Standard deviation of the prediction by source, of the loss: {shares}.",
+                kind="note",
+            )
+        )
     folds = fit.backtest.get("lines", [])
     drawn = figures.checks(fit, held)
     if drawn is not None:
@@ -108,7 +152,9 @@ def _held(fit: Fit, held: list[HeldOut]) -> str:
     if folds:
         parts.append("<ul>" + "".join(f"<li>{line}</li>" for line in folds) + "</ul>")
     if drawn is None:
-        parts.append(paragraph("No run was held out: a third budget would make a back-test possible."))
+        parts.append(
+            paragraph("No run was held out: a third budget would make a back-test possible.")
+        )
     return "\n".join(parts)
 
 
@@ -121,16 +167,33 @@ def _valleys(found: IsoFlop, fit: Fit, held: list[HeldOut]) -> str:
             rows.append((figures.flops(v.flops), len(v.N), None, None, None, v.reason))
         else:
             interval = f"{figures.count(o['N_lo'])} to {figures.count(o['N_hi'])}"
-            rows.append((figures.flops(v.flops), len(v.N), figures.count(o["N"]), figures.count(o["D"]), o["loss"], interval))
+            rows.append(
+                (
+                    figures.flops(v.flops),
+                    len(v.N),
+                    figures.count(o["N"]),
+                    figures.count(o["D"]),
+                    o["loss"],
+                    interval,
+                )
+            )
     parts = [
-        picture(drawn, "Each colour is one compute budget. The joint law decides; the parabolas check it."),
-        table(("FLOPs", "runs", "N*", "D*", "loss", "interval of N*, or why there is none"), rows, numbers=range(5)),
+        picture(
+            drawn,
+            "Each colour is one compute budget. The joint law decides; the parabolas check it.",
+        ),
+        table(
+            ("FLOPs", "runs", "N*", "D*", "loss", "interval of N*, or why there is none"),
+            rows,
+            numbers=range(5),
+        ),
     ]
     if found.exponents is None:
         parts.append(paragraph(f"No exponents: {found.exponents_reason}."))
     else:
         said = "; ".join(
-            f"{k}* grows as C^{e['value']:.3f} [{e['lo']:.3f}, {e['hi']:.3f}]" for k, e in found.exponents.items()
+            f"{k}* grows as C^{e['value']:.3f} [{e['lo']:.3f}, {e['hi']:.3f}]"
+            for k, e in found.exponents.items()
         )
         parts.append(paragraph(f"From the minima: {said}."))
     return "\n".join(parts) + warnings(found.warnings)
@@ -163,7 +226,9 @@ def _law(fit: Fit) -> str:
     }
     return (
         paragraph(f"{fit.equation}")
-        + table(("", "value", "standard error", f"{fit.level:.0%} interval"), rows, numbers=(1, 2, 3))
+        + table(
+            ("", "value", "standard error", f"{fit.level:.0%} interval"), rows, numbers=(1, 2, 3)
+        )
         + pairs(facts)
     )
 
@@ -227,7 +292,11 @@ def _runs(observations: Observations, held: list[HeldOut]) -> str:
     ids = {h.run_id for h in held}
     rows, faint = [], []
     columns = observations.columns
-    order = np.lexsort([columns[n] for n in ("N", "C") if n in columns]) if "N" in columns else range(len(observations.id))
+    order = (
+        np.lexsort([columns[n] for n in ("N", "C") if n in columns])
+        if "N" in columns
+        else range(len(observations.id))
+    )
     for k in order[:ROWS]:
         i, reason, row = observations.id[k], observations.reason[k], observations.rows[k]
         said = "held out" if i in ids else (f"excluded: {reason}" if reason else "fitted")
@@ -239,13 +308,29 @@ def _runs(observations: Observations, held: list[HeldOut]) -> str:
         ]
         styles = (figures.count, figures.count, figures.flops, "{:.4f}".format)
         shown = [None if v is None else style(v) for v, style in zip(numbers, styles, strict=True)]
-        rows.append((Markup(f"<code>{i}</code>"), row.get("status"), *shown, row.get("optim.lr"), said))
-    head = ("run", "status", "N", "D", "C, FLOPs", str(observations.conventions.get("loss", "loss")), "lr", "")
+        rows.append(
+            (Markup(f"<code>{i}</code>"), row.get("status"), *shown, row.get("optim.lr"), said)
+        )
+    head = (
+        "run",
+        "status",
+        "N",
+        "D",
+        "C, FLOPs",
+        str(observations.conventions.get("loss", "loss")),
+        "lr",
+        "",
+    )
     keep = [c for c in range(len(head)) if c in (0, 7) or any(row[c] is not None for row in rows)]
     more = len(observations.id) - len(rows)
     tail = paragraph(f"and {more} more rows, in {observations.source}", kind="note") if more else ""
     return (
-        table([head[c] for c in keep], [[row[c] for c in keep] for row in rows], numbers=range(2, 6), faint=faint)
+        table(
+            [head[c] for c in keep],
+            [[row[c] for c in keep] for row in rows],
+            numbers=range(2, 6),
+            faint=faint,
+        )
         + tail
     )
 
@@ -260,12 +345,16 @@ def _costs(observations: Observations, sweep: Mapping[str, Any] | None) -> str:
     convention = observations.conventions.get("C", "C")
     facts: dict[str, Any] = {
         "runs": len(observations.id),
-        f"training FLOPs ({convention})": float(known.sum()) if known is not None and len(known) else None,
+        f"training FLOPs ({convention})": float(known.sum())
+        if known is not None and len(known)
+        else None,
         "tokens": total("tokens"),
         "run seconds": total("seconds"),
     }
     if facts["run seconds"] and facts[f"training FLOPs ({convention})"]:
-        facts["FLOP/s while running"] = facts[f"training FLOPs ({convention})"] / facts["run seconds"]
+        facts["FLOP/s while running"] = (
+            facts[f"training FLOPs ({convention})"] / facts["run seconds"]
+        )
     # a launcher's cells and sessions are in its own file
     given = {k: v for k, v in (sweep or {}).items() if k not in ("cells", "sessions", "programs")}
     facts |= {f"sweep: {k.replace('_', ' ')}": v for k, v in _flat(given).items()}
@@ -280,7 +369,10 @@ def _provenance(fit: Fit, observations: Observations, sweep: Mapping[str, Any] |
             "data hash": Markup(f"<code>{fit.data_hash}</code>"),
             "source": observations.source,
             **{f"convention: {k}": v for k, v in fit.conventions.items()},
-            "seeds of the runs": ", ".join(sorted({str(s) for s in observations.seed if s is not None})) or None,
+            "seeds of the runs": ", ".join(
+                sorted({str(s) for s in observations.seed if s is not None})
+            )
+            or None,
             "seed of the bootstrap": fit.seed,
             "seconds of the fit": f"{fit.seconds['solve']:.2f} solving, {fit.seconds['bootstrap']:.2f} resampling",
             "written on": f"Python {platform.python_version()}, {platform.system()} {platform.machine()}",
@@ -290,12 +382,24 @@ def _provenance(fit: Fit, observations: Observations, sweep: Mapping[str, Any] |
 
 def _environments(observations: Observations) -> dict[str, Any]:
     """Commit, versions and hosts that the runs recorded: one value each, or all there were."""
-    fields = ("env.commit", "env.modified", "env.python", "env.jax", "env.device", "env.host", "data.fingerprint")
+    fields = (
+        "env.commit",
+        "env.modified",
+        "env.python",
+        "env.jax",
+        "env.device",
+        "env.host",
+        "data.fingerprint",
+    )
     out = {}
     for field in fields:
-        values = sorted({str(row[field]) for row in observations.rows if row.get(field) is not None})
+        values = sorted(
+            {str(row[field]) for row in observations.rows if row.get(field) is not None}
+        )
         if values:
-            out[field.removeprefix("env.").replace("data.fingerprint", "corpus fingerprint")] = ", ".join(values)
+            out[field.removeprefix("env.").replace("data.fingerprint", "corpus fingerprint")] = (
+                ", ".join(values)
+            )
     return out
 
 

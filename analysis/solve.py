@@ -1,9 +1,11 @@
-"""How is a law fitted? One batched solver: starts, bootstraps and folds are rows of one compiled float64 program.
+"""How is a law fitted? One batched solver: starts, bootstraps and folds are rows of one compiled
+float64 program.
 
-Minimises sum_i w_i huber(log L_i(theta) - y_i; delta). A hold-out is a zero weight and a bootstrap a count, so every
-problem on the same rows has the same shape and compiles once. Levenberg-Marquardt on the exact Huber gradient: the
-model Hessian is Newton's (rows inside delta) plus lambda times that of reweighted least squares (which majorises the
-objective, so enough lambda always descends). Newton's part ends it fast, the other begins it safely.
+Minimises sum_i w_i huber(log L_i(theta) - y_i; delta). A hold-out is a zero weight and a
+bootstrap a count, so every problem on the same rows has the same shape and compiles once.
+Levenberg-Marquardt on the exact Huber gradient: the model Hessian is Newton's (rows inside delta)
+plus lambda times that of reweighted least squares (which majorises the objective, so enough
+lambda always descends). Newton's part ends it fast, the other begins it safely.
 """
 
 import os
@@ -20,9 +22,15 @@ import numpy as np
 from analysis.law import Coordinates, Law, inputs_of, natural
 
 MAX_ITERATIONS = 300  # guess: the Chinchilla fit takes 47 (median) to 95 from random starts
-TOLERANCE = 1e-8  # of the scaled gradient: the cosine between residuals and any parameter's direction
-ROWS_PER_CALL = 64 * 512  # problems x points of one compiled call: fits a core's cache, bounds the memory
-WALL = 1e-6  # stiffness of the soft bounds per row: far below the curvature of an identified parameter
+TOLERANCE = (
+    1e-8  # of the scaled gradient: the cosine between residuals and any parameter's direction
+)
+ROWS_PER_CALL = (
+    64 * 512
+)  # problems x points of one compiled call: fits a core's cache, bounds the memory
+WALL = (
+    1e-6  # stiffness of the soft bounds per row: far below the curvature of an identified parameter
+)
 
 
 @dataclass(frozen=True)
@@ -36,10 +44,16 @@ class Solutions:
 
 
 def solve(
-    where: Coordinates, x: Mapping[str, np.ndarray], *, y: np.ndarray, weights: np.ndarray, starts_Pp: np.ndarray,
+    where: Coordinates,
+    x: Mapping[str, np.ndarray],
+    *,
+    y: np.ndarray,
+    weights: np.ndarray,
+    starts_Pp: np.ndarray,
     delta: float | np.ndarray,
 ) -> Solutions:
-    """Solve P problems; `y` log losses (M,) or (P, M), `weights` (M,) or (P, M), `delta` scalar or (P,)."""
+    """Solve P problems; `y` log losses (M,) or (P, M), `weights` (M,) or (P, M), `delta` scalar
+    or (P,)."""
     problems, p = starts_Pp.shape
     rows = y.shape[-1]
     log_x_IM = np.stack([np.log(x[n]) for n in where.law.input_names])
@@ -53,12 +67,20 @@ def solve(
         take = np.minimum(np.arange(first, first + size), problems - 1)
         with jax.enable_x64(True):
             out = _solve_batch(
-                starts_Pp[take], np.asarray(y_PM[take], float), np.asarray(w_PM[take], float), delta_P[take], log_x_IM,
-                where.centre, bounds, law=where.law,
+                starts_Pp[take],
+                np.asarray(y_PM[take], float),
+                np.asarray(w_PM[take], float),
+                delta_P[take],
+                log_x_IM,
+                where.centre,
+                bounds,
+                law=where.law,
             )
             return tuple(np.asarray(a)[: problems - first] for a in out)
 
-    workers = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    workers = min(
+        8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     firsts = range(0, problems, size)
     head = [part(0)]  # compiles once, before the threads start
     with ThreadPoolExecutor(workers) as pool:
@@ -67,7 +89,9 @@ def solve(
     return Solutions(theta, np.where(np.isfinite(objective), objective, np.inf), converged, gram)
 
 
-def _terms(theta: Any, y: Any, w: Any, delta: Any, log_x: Any, centre: Any, bounds: Any, law: Law) -> Any:
+def _terms(
+    theta: Any, y: Any, w: Any, delta: Any, log_x: Any, centre: Any, bounds: Any, law: Law
+) -> Any:
     """Objective, gradient, Newton and reweighted Hessians, J^T W J at one point."""
 
     def prediction(t: Any) -> Any:
@@ -95,7 +119,9 @@ def _terms(theta: Any, y: Any, w: Any, delta: Any, log_x: Any, centre: Any, boun
     return objective, gradient, newton, reweighted, gram
 
 
-def _solve_one(theta: Any, y: Any, w: Any, delta: Any, log_x: Any, centre: Any, bounds: Any, *, law: Law) -> Any:
+def _solve_one(
+    theta: Any, y: Any, w: Any, delta: Any, log_x: Any, centre: Any, bounds: Any, *, law: Law
+) -> Any:
     p = len(law.params)
     # log losses carry rounding errors of 1e-16, so an objective below this is zero
     zero = jnp.sum(w) * 1e-30
@@ -123,7 +149,8 @@ def _solve_one(theta: Any, y: Any, w: Any, delta: Any, log_x: Any, centre: Any, 
         # logs: a factor of 20 at most
         return theta, theta + jnp.clip(step, -3.0, 3.0), terms, damping, count + 1, done
 
-    # nothing is known before the first pass, which evaluates the start: the law is traced and compiled once
+    # nothing is known before the first pass, which evaluates the start: the law is traced and
+    # compiled once
     square = jnp.zeros((p, p))
     terms = (jnp.asarray(jnp.inf), jnp.zeros(p), square, square, square)
     state = (theta, theta, terms, jnp.asarray(0.05), jnp.asarray(0), jnp.asarray(False))
@@ -138,4 +165,6 @@ def _solve_batch(
     theta: Any, y: Any, w: Any, delta: Any, log_x: Any, centre: Any, bounds: Any, *, law: Law
 ) -> Any:
     one = partial(_solve_one, law=law)
-    return jax.vmap(one, in_axes=(0, 0, 0, 0, None, None, None))(theta, y, w, delta, log_x, centre, bounds)
+    return jax.vmap(one, in_axes=(0, 0, 0, 0, None, None, None))(
+        theta, y, w, delta, log_x, centre, bounds
+    )

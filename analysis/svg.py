@@ -1,7 +1,8 @@
-"""How does a figure get into a page? As inline SVG in the page's own colours, light or dark, with nothing fetched.
+"""How does a figure get into a page? As inline SVG in the page's own colours, light or dark, with
+nothing fetched.
 
-Matplotlib draws with the placeholder colours below; they become CSS variables, so that one drawing follows the
-reader's colour scheme. Text stays text in the page's font.
+Matplotlib draws with the placeholder colours below; they become CSS variables, so that one
+drawing follows the reader's colour scheme. Text stays text in the page's font.
 """
 
 import io
@@ -11,24 +12,49 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# placeholder -> CSS variable; the placeholders are near what they become, so that a PNG of a figure reads well too
+# placeholder -> CSS variable; the placeholders are near what they become, so that a PNG of a
+# figure reads well too
 INK, MUTED, RULE, PAPER = "#1f2328", "#6a737c", "#d8dde2", "#fefefd"
 ACCENT, MEASURED = "#2f6db4", "#c2338b"
 VARIABLES = {
-    INK: "--ink", MUTED: "--muted", RULE: "--rule", PAPER: "--paper", ACCENT: "--accent", MEASURED: "--measured",
-}  # fmt: skip
-# budgets from small to large: blue to red through green and amber, each readable on white and on near-black
+    INK: "--ink",
+    MUTED: "--muted",
+    RULE: "--rule",
+    PAPER: "--paper",
+    ACCENT: "--accent",
+    MEASURED: "--measured",
+}
+# budgets from small to large: blue to red through green and amber, each readable on white and on
+# near-black
 RAMP = ("#4378c4", "#2a9d9a", "#5aa454", "#d19a2e", "#d4683c", "#b9476b")
 STYLE = {
-    "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10.5, "axes.spines.top": False,
-    "axes.spines.right": False, "axes.edgecolor": MUTED, "axes.labelcolor": INK, "text.color": INK,
-    "xtick.color": MUTED, "ytick.color": MUTED, "axes.grid": True, "grid.color": RULE, "grid.linewidth": 0.7,
-    "figure.facecolor": "none", "axes.facecolor": "none", "legend.frameon": False, "axes.axisbelow": True,
-    "axes.titlesize": 10.5, "axes.titlecolor": INK, "xtick.minor.size": 2, "ytick.minor.size": 2,
-}  # fmt: skip
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 10.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "axes.grid": True,
+    "grid.color": RULE,
+    "grid.linewidth": 0.7,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "legend.frameon": False,
+    "axes.axisbelow": True,
+    "axes.titlesize": 10.5,
+    "axes.titlecolor": INK,
+    "xtick.minor.size": 2,
+    "ytick.minor.size": 2,
+}
 
 
-def figure(*, width: float = 7.6, height: float = 4.0, columns: int = 1) -> tuple[Figure, list[Axes]]:
+def figure(
+    *, width: float = 7.6, height: float = 4.0, columns: int = 1
+) -> tuple[Figure, list[Axes]]:
     """A figure of inches, drawn by itself: no global plotting state."""
     with matplotlib.rc_context(STYLE):
         made = Figure(figsize=(width, height), layout="constrained")
@@ -50,7 +76,8 @@ def _rgb(text: str) -> tuple[int, int, int]:
 
 
 def svg(made: Figure, *, name: str) -> str:
-    """The figure as an inline <svg> element; `name` keeps its ids apart from other figures of the page."""
+    """The figure as an inline <svg> element; `name` keeps its ids apart from other figures of the
+    page."""
     out = io.StringIO()
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
         made.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})

@@ -1,7 +1,8 @@
-"""What was measured, as rows? A runs folder, a CSV, a JSON Lines or a Parquet file -> one dict a row.
+"""What was measured, as rows? A runs folder, a CSV, a JSON Lines or a Parquet file -> one dict a
+row.
 
-Values are as found: numbers where the text is a number, None where there is nothing. Nothing is dropped here and
-the input is never written to.
+Values are as found: numbers where the text is a number, None where there is nothing. Nothing is
+dropped here and the input is never written to.
 """
 
 import csv
@@ -37,21 +38,28 @@ class Table:
         if columns is None:
             first = {name: self.rows[0].get(name) for name in self.columns}
             varying = [
-                n for n in self.columns
-                if n not in always and "." in n and not n.startswith(("C.", "params.", "flops_per_token.", "execution.", "budget.tokens", "env."))
+                n
+                for n in self.columns
+                if n not in always
+                and "." in n
+                and not n.startswith(
+                    ("C.", "params.", "flops_per_token.", "execution.", "budget.tokens", "env.")
+                )
                 and any(row.get(n) != first[n] for row in self.rows)
-            ]  # fmt: skip
+            ]
             columns = [*always[:4], *varying, *always[4:]]
             columns = [c for c in columns if any(row.get(c) is not None for row in self.rows)]
         cells = [columns, *([_cell(row.get(c)) for c in columns] for row in self.rows)]
         widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
         return "\n".join(
-            "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in cells
+            "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip()
+            for line in cells
         )
 
 
 def table(root: str | Path) -> Table:
-    """Rows of `ladder table`: every dotted path of every run's spec, its status, results and costs."""
+    """Rows of `ladder table`: every dotted path of every run's spec, its status, results and
+    costs."""
     return Table(str(root), tuple(_run_row(run) for run in read_runs(root)), True)
 
 
@@ -61,14 +69,28 @@ def read(source: str | Path) -> Table:
     if path.is_dir():
         found = table(path)
         if not found.rows:
-            raise InputError(str(path), "no runs in it", "give the --root of a sweep, or a CSV file")
+            raise InputError(
+                str(path), "no runs in it", "give the --root of a sweep, or a CSV file"
+            )
         return found
     if not path.is_file():
-        raise InputError(str(path), "no such file or folder", "give a runs folder or a CSV, JSONL or Parquet file")
-    readers = {".csv": _csv, ".tsv": _csv, ".jsonl": _jsonl, ".ndjson": _jsonl, ".parquet": _parquet}
+        raise InputError(
+            str(path),
+            "no such file or folder",
+            "give a runs folder or a CSV, JSONL or Parquet file",
+        )
+    readers = {
+        ".csv": _csv,
+        ".tsv": _csv,
+        ".jsonl": _jsonl,
+        ".ndjson": _jsonl,
+        ".parquet": _parquet,
+    }
     reader = readers.get(path.suffix.lower())
     if reader is None:
-        raise InputError(str(path), f"ends in {path.suffix or 'nothing'}", "give a .csv, .jsonl or .parquet file")
+        raise InputError(
+            str(path), f"ends in {path.suffix or 'nothing'}", "give a .csv, .jsonl or .parquet file"
+        )
     try:
         rows = reader(path)
     except UnicodeDecodeError:
@@ -79,7 +101,8 @@ def read(source: str | Path) -> Table:
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted paths of a JSON tree, as in the specs; written again here because that one imports the models."""
+    """Dotted paths of a JSON tree, as in the specs; written again here because that one imports
+    the models."""
     if isinstance(tree, dict) and tree:
         items = tree.items()
     elif isinstance(tree, list) and tree:
@@ -101,7 +124,11 @@ def _run_row(run: Run) -> dict[str, Any]:
         for row in run.metrics():
             last.update(row)
         metrics = last
-    row: dict[str, Any] = {"run_id": run.run_id, "status": run.status, "reason": result.get("reason")}
+    row: dict[str, Any] = {
+        "run_id": run.run_id,
+        "status": run.status,
+        "reason": result.get("reason"),
+    }
     row |= flatten({k: v for k, v in run.spec.items() if k != "format"})
     params, per_token = run.counts.get("params", {}), run.counts.get("flops_per_token", {})
     row |= {f"params.{k}": v for k, v in params.items()}
@@ -123,10 +150,13 @@ def _environment(env: dict[str, Any]) -> dict[str, Any]:
         return {}
     device = env.get("devices") or {}
     return {
-        "env.commit": env.get("commit"), "env.modified": bool(env.get("diff")), "env.python": env.get("python"),
-        "env.jax": env.get("versions", {}).get("jax"), "env.host": env.get("host"),
+        "env.commit": env.get("commit"),
+        "env.modified": bool(env.get("diff")),
+        "env.python": env.get("python"),
+        "env.jax": env.get("versions", {}).get("jax"),
+        "env.host": env.get("host"),
         "env.device": f"{device['count']} x {device['kind']}" if device else None,
-    }  # fmt: skip
+    }
 
 
 def _csv(path: Path) -> list[dict[str, Any]]:
@@ -135,7 +165,9 @@ def _csv(path: Path) -> list[dict[str, Any]]:
         try:
             return [{k: _number(v) for k, v in row.items() if k is not None} for row in reader]
         except csv.Error as error:
-            raise InputError(str(path), f"not CSV ({error})", "mend that line of the file") from None
+            raise InputError(
+                str(path), f"not CSV ({error})", "mend that line of the file"
+            ) from None
 
 
 def _number(text: str | None) -> Any:
@@ -158,7 +190,9 @@ def _jsonl(path: Path) -> list[dict[str, Any]]:
             except (json.JSONDecodeError, RecursionError):
                 row = None
             if not isinstance(row, dict):
-                raise InputError(f"{path}:{count}", line.strip()[:60], "write one JSON object a line")
+                raise InputError(
+                    f"{path}:{count}", line.strip()[:60], "write one JSON object a line"
+                )
             rows.append(flatten(row) if row else {})
     return rows
 

@@ -1,11 +1,14 @@
 """How sure is a prediction? Four sources, estimated apart and added in quadrature of log loss.
 
-statistical  other seeds would have given other points: bootstrap of the fit (rows of one cluster together)
+statistical  other seeds would have given other points: bootstrap of the fit (rows of one cluster
+together)
 basin        other optima fit as well: spread between their predictions
-form         the law is not the truth: grows in proportion to ln(C / largest fitted C), from rolling back-tests
+form         the law is not the truth: grows in proportion to ln(C / largest fitted C), from
+rolling back-tests
 noise        the run that is predicted has a seed of its own
 
-Intervals use Student's t with M - p degrees of freedom, because the noise is estimated from M - p of them.
+Intervals use Student's t with M - p degrees of freedom, because the noise is estimated from M - p
+of them.
 """
 
 import math
@@ -14,10 +17,11 @@ from functools import lru_cache
 
 import numpy as np
 
-# E[min(|z|, k)^2] of a normal z at k = 1.345, the constant of 95 % efficiency (Huber 1981, "proposal 2")
+# E[min(|z|, k)^2] of a normal z at k = 1.345, the constant of 95 % efficiency (Huber 1981,
+# "proposal 2")
 HUBER_K, HUBER_VARIANCE = 1.345, 0.7101645
-# Error of form per e-fold of compute before any back-test has spoken. Guess: a controlled family errs 0.3 to 1 % at
-# 100x, 4.6 e-folds.
+# Error of form per e-fold of compute before any back-test has spoken. Guess: a controlled family
+# errs 0.3 to 1 % at 100x, 4.6 e-folds.
 FORM_PRIOR = 1e-3
 MIN_NOISE = 1e-12  # noise-free points: keeps ratios finite
 
@@ -66,14 +70,23 @@ def noise_of_replicates(y_M: np.ndarray, points: np.ndarray) -> Noise | None:
 
 
 def resample(
-    count: int, *, y: np.ndarray, fitted: np.ndarray, cluster: np.ndarray, stratum: np.ndarray,
-    points: np.ndarray, weights: np.ndarray, parameters: int, seed: int,
+    count: int,
+    *,
+    y: np.ndarray,
+    fitted: np.ndarray,
+    cluster: np.ndarray,
+    stratum: np.ndarray,
+    points: np.ndarray,
+    weights: np.ndarray,
+    parameters: int,
+    seed: int,
 ) -> Resamples:
     """Draw `count` bootstrap problems of M rows, `weights` (M,) 0 or 1 saying which rows take part.
 
-    From three rows a parameter on, clusters are drawn with replacement within each stratum (budget). Below that,
-    such draws are often singular, and residuals are drawn instead (signs flipped by cluster where clusters have
-    several rows). Residuals are inflated by sqrt(M / (M - p)).
+    From three rows a parameter on, clusters are drawn with replacement within each stratum
+    (budget). Below that, such draws are often singular, and residuals are drawn instead (signs
+    flipped by cluster where clusters have several rows). Residuals are inflated by sqrt(M / (M -
+    p)).
     """
     rng = np.random.default_rng(seed)
     live = np.flatnonzero(weights > 0)
@@ -127,17 +140,19 @@ def _merged(stratum: np.ndarray, least: int = 3) -> np.ndarray:
 
 
 def form_sd(errors: list[tuple[float, float, float]]) -> float:
-    """Error of form per e-fold of compute, from back-test folds of (mean log error, its variance, e-folds beyond).
+    """Error of form per e-fold of compute, from back-test folds of (mean log error, its variance,
+    e-folds beyond).
 
-    The mean squared error of the folds in excess of what statistics and noise explain, on top of the prior: one bad
-    fold is believed, and one good fold does not buy confidence.
+    The mean squared error of the folds in excess of what statistics and noise explain, on top of
+    the prior: one bad fold is believed, and one good fold does not buy confidence.
     """
     excess = [max(0.0, e * e - variance) / h**2 for e, variance, h in errors if h > 0]
     return float(np.sqrt(FORM_PRIOR**2 + (sum(excess) / len(excess) if excess else 0.0)))
 
 
 def statistical_sd(log_samples_SQ: np.ndarray) -> np.ndarray:
-    """(Q,) spread of bootstrap predictions: half the central 68 %, which a few runaway resamples do not move."""
+    """(Q,) spread of bootstrap predictions: half the central 68 %, which a few runaway resamples
+    do not move."""
     low, high = np.nanquantile(log_samples_SQ, [0.15866, 0.84134], axis=0)
     return (high - low) / 2
 

@@ -17,7 +17,9 @@ def resolve(name: str) -> Law:
     """The law `analysis/laws/<name>.py`, or `module:object`; raises InputError with the nearest name."""
     if ":" not in name:
         if name not in names():
-            raise InputError("--law", name, nearest(name, names()) + ", or module:object for a law of your own")
+            raise InputError(
+                "--law", name, nearest(name, names()) + ", or module:object for a law of your own"
+            )
         return importlib.import_module(f"{__name__}.{name}").LAW
     module_name, _, attribute = name.partition(":")
     here = str(Path.cwd())
@@ -29,7 +31,9 @@ def resolve(name: str) -> Law:
         module = importlib.import_module(module_name)
     except Exception as error:  # a user's module can raise anything while it is imported
         said = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise InputError("--law", f"{name} ({said})", "write module:object of a module that imports") from None
+        raise InputError(
+            "--law", f"{name} ({said})", "write module:object of a module that imports"
+        ) from None
     finally:
         if added:
             sys.path.remove(here)

@@ -1,7 +1,8 @@
 """The Chinchilla law: how does the final loss depend on parameters and tokens?
 
-Hoffmann et al. 2022 (arXiv 2203.15556), approach 3; corrected coefficients in Besiroglu et al. 2024 (arXiv
-2404.10102): E 1.8172, A 482.01, B 2085.43, alpha .3478, beta .3658, nats per token of MassiveText.
+Hoffmann et al. 2022 (arXiv 2203.15556), approach 3; corrected coefficients in Besiroglu et al.
+2024 (arXiv 2404.10102): E 1.8172, A 482.01, B 2085.43, alpha .3478, beta .3658, nats per token of
+MassiveText.
 """
 
 import jax.numpy as jnp
@@ -21,7 +22,9 @@ LAW = Law(
         exponent("beta"),
     ),
     predict=lambda p, x: (
-        p["E"] + p["A"] * jnp.exp(-p["alpha"] * x["ln_N"]) + p["B"] * jnp.exp(-p["beta"] * x["ln_D"])
+        p["E"]
+        + p["A"] * jnp.exp(-p["alpha"] * x["ln_N"])
+        + p["B"] * jnp.exp(-p["beta"] * x["ln_D"])
     ),
     domain="final losses of runs whose learning rate decayed over their own length, each token seen once",
 )

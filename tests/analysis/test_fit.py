@@ -73,7 +73,9 @@ def test_flagged_rows_change_nothing_and_are_listed_with_their_reasons(noisy):
 
 def test_one_budget_is_refused_and_the_error_says_what_is_missing():
     N, D = grid(Truth(), budgets=1, sizes=8)
-    with pytest.raises(InputError, match="one compute budget only.*add runs of at least one other budget"):
+    with pytest.raises(
+        InputError, match="one compute budget only.*add runs of at least one other budget"
+    ):
         fit(observations(N, D, Truth().loss(N, D)))
 
 
@@ -109,7 +111,10 @@ def test_a_direction_without_information_is_named():
     truth = dataclasses.replace(Truth(), B=0.02)
     N, D = grid(Truth(), budgets=3, sizes=6)
     rng = np.random.default_rng(0)
-    found = fit(observations(N, D, truth.loss(N, D) * np.exp(0.003 * rng.standard_normal(len(N)))), bootstrap=20)
+    found = fit(
+        observations(N, D, truth.loss(N, D) * np.exp(0.003 * rng.standard_normal(len(N)))),
+        bootstrap=20,
+    )
     assert found.status != CONVERGED
     assert {"B", "beta"} & {n for u in found.unidentified for n in u["params"]}
     assert any("do not separate" in w for w in found.warnings)
@@ -135,9 +140,19 @@ def test_the_artefact_is_json_both_ways(noisy, tmp_path):
     at = {"N": 1e6, "D": 1e9}
     assert predict(back, at) == predict(found, at)
     contract = {
-        "law", "params", "objective", "status", "rows", "excluded", "conventions", "bootstrap", "backtest",
-        "data_hash", "version", "seconds",
-    }  # fmt: skip
+        "law",
+        "params",
+        "objective",
+        "status",
+        "rows",
+        "excluded",
+        "conventions",
+        "bootstrap",
+        "backtest",
+        "data_hash",
+        "version",
+        "seconds",
+    }
     assert contract <= set(found.to_json())
     assert set(found.to_json()["bootstrap"]["params"]["alpha"]) == {"se", "lo", "hi"}
 
@@ -157,7 +172,7 @@ def test_the_same_seed_gives_the_same_artefact(noisy):
     assert first == second
 
 
-OWN_LAW = '''
+OWN_LAW = """
 import jax.numpy as jnp
 from analysis.law import Input, Law, amplitude, exponent, floor
 
@@ -174,7 +189,7 @@ nan = Law(
     name="nan", equation="", source="", inputs=(Input("N", "parameters"),), params=(floor("E"),),
     predict=lambda p, x: p["E"] * jnp.nan * x["N"],
 )
-'''
+"""
 
 
 @pytest.fixture
@@ -198,11 +213,14 @@ def test_a_law_of_the_users_own_is_fitted_by_its_dotted_name(own_law):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("own_law:broken", "predict raised KeyError"), ("own_law:missing", "has no missing"),
-        ("no_such_module:law", "No module"), ("own_law:jnp", "type analysis.law.Law"),
-        ("chinchila", "did you mean chinchilla"), ("own_law:nan", "no finite loss"),
+        ("own_law:broken", "predict raised KeyError"),
+        ("own_law:missing", "has no missing"),
+        ("no_such_module:law", "No module"),
+        ("own_law:jnp", "type analysis.law.Law"),
+        ("chinchila", "did you mean chinchilla"),
+        ("own_law:nan", "no finite loss"),
     ],
-)  # fmt: skip
+)
 def test_a_law_that_cannot_be_used_is_one_line(own_law, noisy, name, said):
     with pytest.raises(InputError, match=said):
         fit(observations(*noisy), law=name)

@@ -48,8 +48,14 @@ def test_exponents_cover_the_truth_under_noise():
     ("change", "reason"),
     [
         (lambda N, D, y: (N[2:], D[2:], y[2:]), "4 sizes|3 sizes"),
-        (lambda N, D, y: (N, D, np.r_[np.exp(-((np.log(N[:5]) - 14) ** 2) * 0.01), y[5:]]), "bends downward"),
-        (lambda N, D, y: (N, D, np.r_[3 * N[:5] ** -0.02, y[5:]]), "edge of the sizes; add larger|bends downward"),
+        (
+            lambda N, D, y: (N, D, np.r_[np.exp(-((np.log(N[:5]) - 14) ** 2) * 0.01), y[5:]]),
+            "bends downward",
+        ),
+        (
+            lambda N, D, y: (N, D, np.r_[3 * N[:5] ** -0.02, y[5:]]),
+            "edge of the sizes; add larger|bends downward",
+        ),
     ],
 )
 def test_a_budget_without_a_minimum_says_why(change, reason):

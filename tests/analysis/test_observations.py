@@ -26,7 +26,9 @@ MAP = {"N": "n", "D": "d", "loss": "l"}
 
 
 def write_csv(path, rows):
-    lines = [",".join(rows[0])] + [",".join("" if v is None else str(v) for v in r.values()) for r in rows]
+    lines = [",".join(rows[0])] + [
+        ",".join("" if v is None else str(v) for v in r.values()) for r in rows
+    ]
     path.write_text("\n".join(lines) + "\n")
     return path
 
@@ -42,9 +44,12 @@ def test_every_row_is_kept_and_unusable_ones_say_why(tmp_path):
     found = observe(write_csv(tmp_path / "m.csv", ROWS), columns=MAP)
     assert len(found.id) == len(ROWS)
     assert [e["reason"] for e in found.excluded] == [
-        "duplicate of row 2", "loss: missing", "loss: not a number (n/a)", "loss: not finite (inf)",
+        "duplicate of row 2",
+        "loss: missing",
+        "loss: not a number (n/a)",
+        "loss: not finite (inf)",
         "D: not positive (-1)",
-    ]  # fmt: skip
+    ]
     assert found.ids == ("1", "2")
 
 
@@ -69,7 +74,9 @@ def test_the_same_rows_in_every_format_are_the_same_observations(tmp_path, endin
 
 
 def test_tokens_follow_from_compute_where_they_are_missing(tmp_path):
-    path = write_csv(tmp_path / "m.csv", [{"n": 1e6, "c": 6e14, "l": 3.0}, {"n": 2e6, "c": 6e14, "l": 2.9}])
+    path = write_csv(
+        tmp_path / "m.csv", [{"n": 1e6, "c": 6e14, "l": 3.0}, {"n": 2e6, "c": 6e14, "l": 2.9}]
+    )
     found = observe(path, columns=parse_map("N=n,C=c,loss=l"))
     np.testing.assert_allclose(found.values("D"), [1e8, 5e7])
     assert found.conventions["C"] == "six_nd"
@@ -87,10 +94,14 @@ def test_a_column_that_is_not_there_is_named_with_the_nearest(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("a.csv", b"", "no rows"), ("a.csv", b"\xff\xfe\x00bad,\n1,2\n", "UTF-8"), ("a.jsonl", b"[1]\n", "JSON object"),
-        ("a.jsonl", b'{"a": 1}\n{"a"\n', "a.jsonl:2"), ("a.parquet", b"nope", "not Parquet"), ("a.xls", b"x", ".xls"),
+        ("a.csv", b"", "no rows"),
+        ("a.csv", b"\xff\xfe\x00bad,\n1,2\n", "UTF-8"),
+        ("a.jsonl", b"[1]\n", "JSON object"),
+        ("a.jsonl", b'{"a": 1}\n{"a"\n', "a.jsonl:2"),
+        ("a.parquet", b"nope", "not Parquet"),
+        ("a.xls", b"x", ".xls"),
     ],
-)  # fmt: skip
+)
 def test_files_that_cannot_be_read_are_one_line(tmp_path, name, content, said):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=said):
@@ -100,7 +111,10 @@ def test_files_that_cannot_be_read_are_one_line(tmp_path, name, content, said):
 def test_runs_become_observations_with_their_conventions(sweep):
     found = observe(sweep)
     assert int(found.used.sum()) == 15
-    assert {e["reason"] for e in found.excluded} == {"diverged: non-finite loss at step 40", "unfinished"}
+    assert {e["reason"] for e in found.excluded} == {
+        "diverged: non-finite loss at step 40",
+        "unfinished",
+    }
     assert found.conventions["N"] == "params.total"
     assert found.conventions["C"] == "causal_attn"
     assert found.conventions["loss_unit"] == "nats/token"
@@ -115,7 +129,17 @@ def test_the_table_has_every_path_and_leaves_absent_numbers_absent(sweep):
     rows = table(sweep).to_json()
     assert len(rows) == 17
     done = next(r for r in rows if r["status"] == "done")
-    assert {"run_id", "model.d_model", "optim.lr", "seed", "loss/train", "loss/val", "bpb/val", "N", "D"} <= set(done)
+    assert {
+        "run_id",
+        "model.d_model",
+        "optim.lr",
+        "seed",
+        "loss/train",
+        "loss/val",
+        "bpb/val",
+        "N",
+        "D",
+    } <= set(done)
     assert {"C.six_nd", "C.causal_attn"} <= set(done)
     waiting = next(r for r in rows if r["status"] == "unfinished")
     assert not {"loss/val", "D", "C.six_nd"} & set(waiting)
@@ -176,11 +200,15 @@ def test_compute_without_gaps_has_bands_and_no_budgets():
 
 
 EXPRESSIONS = [
-    ("N > 1", [False, True, True]), ("optim.lr == 0.1 or loss/val < 2", [True, False, True]),
-    ("not (N > 1 and N < 3)", [True, False, True]), ("`a b` in ['x', 'y']", [True, True, False]),
-    ("loss/val / 2 < 1.2", [False, True, True]), ("loss/val < largest(loss/val, 1)", [False, True, True]),
-    ("log(N) >= 0 and -N > -2", [True, False, False]), ("1 < N <= 3", [False, True, True]),
-]  # fmt: skip
+    ("N > 1", [False, True, True]),
+    ("optim.lr == 0.1 or loss/val < 2", [True, False, True]),
+    ("not (N > 1 and N < 3)", [True, False, True]),
+    ("`a b` in ['x', 'y']", [True, True, False]),
+    ("loss/val / 2 < 1.2", [False, True, True]),
+    ("loss/val < largest(loss/val, 1)", [False, True, True]),
+    ("log(N) >= 0 and -N > -2", [True, False, False]),
+    ("1 < N <= 3", [False, True, True]),
+]
 
 
 @pytest.mark.parametrize(("text", "kept"), EXPRESSIONS)
@@ -200,10 +228,21 @@ def test_a_row_without_the_column_is_not_kept():
 @pytest.mark.parametrize(
     "text",
     [
-        "__import__('os').system('true')", "N.__class__", "(lambda: 1)()", "[x for x in N]", "N >", "M > 1",
-        "N > 'text'", "open('x')", "largest(N, 9)", "", "9 ** 9 ** 9 ** 9 > 1", "'a' * 9 > 1", "N ** N ** N ** N ** 'a'",
+        "__import__('os').system('true')",
+        "N.__class__",
+        "(lambda: 1)()",
+        "[x for x in N]",
+        "N >",
+        "M > 1",
+        "N > 'text'",
+        "open('x')",
+        "largest(N, 9)",
+        "",
+        "9 ** 9 ** 9 ** 9 > 1",
+        "'a' * 9 > 1",
+        "N ** N ** N ** N ** 'a'",
     ],
-)  # fmt: skip
+)
 def test_expressions_that_are_no_comparison_of_columns_are_refused(text):
     with pytest.raises(InputError, match="--where"):
         keep(text, [{"N": 2}])

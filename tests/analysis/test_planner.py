@@ -17,7 +17,10 @@ from tests.analysis.synthetic import Truth, grid, observations, write_sweep
 def found():
     N, D = grid(Truth(), budgets=4, sizes=6)
     rng = np.random.default_rng(0)
-    return fit(observations(N, D, Truth().loss(N, D) * np.exp(0.003 * rng.standard_normal(len(N)))), bootstrap=100)
+    return fit(
+        observations(N, D, Truth().loss(N, D) * np.exp(0.003 * rng.standard_normal(len(N)))),
+        bootstrap=100,
+    )
 
 
 @pytest.mark.parametrize("C", [1e14, 1e18, 1e24])
@@ -29,7 +32,9 @@ def test_optimum_is_the_closed_form(found, C):
     assert best["N"] == pytest.approx(G * K ** (p["beta"] / s), rel=1e-8)
     assert best["D"] == pytest.approx(K ** (p["alpha"] / s) / G, rel=1e-8)
     amplitude = p["A"] * G ** -p["alpha"] + p["B"] * G ** p["beta"]
-    assert best["loss"] == pytest.approx(p["E"] + amplitude * K ** (-p["alpha"] * p["beta"] / s), rel=1e-8)
+    assert best["loss"] == pytest.approx(
+        p["E"] + amplitude * K ** (-p["alpha"] * p["beta"] / s), rel=1e-8
+    )
     # equal marginal returns
     assert p["alpha"] * p["A"] * best["N"] ** -p["alpha"] == pytest.approx(
         p["beta"] * p["B"] * best["D"] ** -p["beta"], rel=1e-8
@@ -65,7 +70,12 @@ def test_inference_demand_meets_its_first_order_condition(found):
         plan = size(found, 1e16, inference_tokens=tokens)
         i = plan.inference
         assert i is not None
-        returns = p["alpha"] * p["A"] * i["N"] ** -p["alpha"] / (p["beta"] * p["B"] * i["D"] ** -p["beta"])
+        returns = (
+            p["alpha"]
+            * p["A"]
+            * i["N"] ** -p["alpha"]
+            / (p["beta"] * p["B"] * i["D"] ** -p["beta"])
+        )
         assert returns == pytest.approx(1 + tokens / (3 * i["D"]), rel=1e-10)
         loss = p["E"] + p["A"] * i["N"] ** -p["alpha"] + p["B"] * i["D"] ** -p["beta"]
         assert loss == pytest.approx(plan.loss["value"], rel=1e-10)
@@ -94,7 +104,11 @@ def test_a_family_with_its_own_flops_per_token_spends_the_budget(tmp_path):
     p = own.params
 
     def loss(n):
-        return p["E"] + p["A"] * n ** -p["alpha"] + p["B"] * (3e14 / float(flops_per_token(own, n))) ** -p["beta"]
+        return (
+            p["E"]
+            + p["A"] * n ** -p["alpha"]
+            + p["B"] * (3e14 / float(flops_per_token(own, n))) ** -p["beta"]
+        )
 
     assert loss(N) <= min(loss(N * 1.01), loss(N / 1.01))
     assert "family" in plan.flops_per_token_origin
@@ -103,7 +117,10 @@ def test_a_family_with_its_own_flops_per_token_spends_the_budget(tmp_path):
 def test_an_optimum_the_data_do_not_fix_is_said():
     N, D = grid(Truth(), budgets=3, sizes=6, span=1.25)
     rng = np.random.default_rng(1)
-    vague = fit(observations(N, D, Truth().loss(N, D) * np.exp(0.01 * rng.standard_normal(len(N)))), bootstrap=60)
+    vague = fit(
+        observations(N, D, Truth().loss(N, D) * np.exp(0.01 * rng.standard_normal(len(N)))),
+        bootstrap=60,
+    )
     assert any("factor of 4" in w or "fit is" in w for w in size(vague, 1e18).warnings)
 
 

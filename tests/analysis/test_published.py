@@ -1,7 +1,8 @@
 """Measurements that nobody here made: the Chinchilla points as extracted by Epoch AI.
 
-Their files carry no licence and stay outside the repository: github.com/epoch-research/analyzing-chinchilla,
-`svg_extracted_data.csv`. Figures are those of a correct fit of these points (the objective first, then coefficients).
+Their files carry no licence and stay outside the repository:
+github.com/epoch-research/analyzing-chinchilla, `svg_extracted_data.csv`. Figures are those of a
+correct fit of these points (the objective first, then coefficients).
 """
 
 import os

@@ -23,24 +23,34 @@ from tests.analysis.synthetic import Truth, grid, observations, write_run, write
 def parts(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     write_sweep(root, Truth())
-    write_run(root, width=64, tokens=4e7, loss=9.0, status="failed", reason="<b>disk & co</b>", seed=9)
+    write_run(
+        root, width=64, tokens=4e7, loss=9.0, status="failed", reason="<b>disk & co</b>", seed=9
+    )
     seen = observe(root)
     found = fit(seen, bootstrap=50)
     best = optimum(found, 2.7e14)
     held = HeldOut(
-        run_id="0123456789ab", prediction=predict(found, {"N": best["N"], "D": best["D"]}),
-        measured=best["loss"] * 1.002, flops=2.7e14,
-    )  # fmt: skip
+        run_id="0123456789ab",
+        prediction=predict(found, {"N": best["N"], "D": best["D"]}),
+        measured=best["loss"] * 1.002,
+        flops=2.7e14,
+    )
     return {
-        "fit": found, "observations": seen, "isoflop": isoflop(seen, fit=found), "heldout": held,
+        "fit": found,
+        "observations": seen,
+        "isoflop": isoflop(seen, fit=found),
+        "heldout": held,
         "sizing": size(found, 1e16, inference_tokens=1e10, devices=parse("h100:8")),
-        "production": {"lr": 0.003, "batch_tokens": 65536}, "sweep": {"compilations": 7, "seconds": 211.0, "cells": {}},
-    }  # fmt: skip
+        "production": {"lr": 0.003, "batch_tokens": 65536},
+        "sweep": {"compilations": 7, "seconds": 211.0, "cells": {}},
+    }
 
 
 @pytest.fixture(scope="module")
 def page(parts, tmp_path_factory):
-    return write_report(tmp_path_factory.mktemp("out") / "report.html", **parts, title="A sweep").read_text()
+    return write_report(
+        tmp_path_factory.mktemp("out") / "report.html", **parts, title="A sweep"
+    ).read_text()
 
 
 class Reader(html.parser.HTMLParser):
@@ -50,7 +60,9 @@ class Reader(html.parser.HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         values = dict(attrs)
-        self.links += [values[k] for k in ("src", "href", "xlink:href", "data", "srcset") if values.get(k)]
+        self.links += [
+            values[k] for k in ("src", "href", "xlink:href", "data", "srcset") if values.get(k)
+        ]
         if "id" in values:
             self.ids.append(values["id"])
         if tag not in ("meta", "br", "img", "link", "input"):
@@ -77,8 +89,16 @@ def read(page):
 
 def test_every_section_is_there(read):
     wanted = {
-        "held-out", "valleys", "frontier", "law", "residuals", "production", "runs", "costs", "provenance",
-    }  # fmt: skip
+        "held-out",
+        "valleys",
+        "frontier",
+        "law",
+        "residuals",
+        "production",
+        "runs",
+        "costs",
+        "provenance",
+    }
     assert wanted <= set(read.ids)
     assert len(read.ids) == len(set(read.ids))
 
@@ -105,8 +125,17 @@ def test_text_of_users_is_escaped(page):
 def test_numbers_are_those_of_the_artefacts(parts, read):
     text = " ".join(read.text)
     h, p = parts["heldout"], parts["heldout"].prediction
-    assert f"{p.mean:.4f}" in text and f"{h.measured:.4f}" in text and f"{p.lo:.4f} to {p.hi:.4f}" in text
-    assert "inside" in text and parts["fit"].data_hash in text and "f00dfeed" in text and "0" * 40 in text
+    assert (
+        f"{p.mean:.4f}" in text
+        and f"{h.measured:.4f}" in text
+        and f"{p.lo:.4f} to {p.hi:.4f}" in text
+    )
+    assert (
+        "inside" in text
+        and parts["fit"].data_hash in text
+        and "f00dfeed" in text
+        and "0" * 40 in text
+    )
     assert f"{parts['fit'].params['E']:.4f}" in text
 
 
@@ -126,7 +155,9 @@ def test_a_page_of_the_least_is_written(tmp_path):
     N, D = grid(Truth(), budgets=2, sizes=4)
     seen = observations(N, D, Truth().loss(N, D))
     found = fit(seen, bootstrap=0)
-    text = write_report(tmp_path / "r.html", fit=found, observations=seen, isoflop=isoflop(seen)).read_text()
+    text = write_report(
+        tmp_path / "r.html", fit=found, observations=seen, isoflop=isoflop(seen)
+    ).read_text()
     assert "No run was held out" in text and 'id="production"' not in text
 
 
@@ -137,13 +168,16 @@ def test_a_path_that_cannot_be_written_is_one_line(parts, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(1.25e6, "1.25M"), (999.6e6, "1B"), (7e9, "7B"), (1.4e12, "1.4T"), (512.0, "512")]
+    ("value", "text"),
+    [(1.25e6, "1.25M"), (999.6e6, "1B"), (7e9, "7B"), (1.4e12, "1.4T"), (512.0, "512")],
 )
 def test_counts_read_as_people_say_them(value, text):
     assert figures.count(value) == text
 
 
-@pytest.mark.parametrize(("value", "text"), [(9.999e12, "10¹³"), (3e13, "3·10¹³"), (2.66e14, "2.7·10¹⁴")])
+@pytest.mark.parametrize(
+    ("value", "text"), [(9.999e12, "10¹³"), (3e13, "3·10¹³"), (2.66e14, "2.7·10¹⁴")]
+)
 def test_flops_read_as_powers_of_ten(value, text):
     assert figures.flops(value) == text
 

@@ -35,12 +35,21 @@ def naive_log_loss(theta, x, centre):
 @pytest.mark.parametrize("delta", [1e-3, 5e-3, 1.0])
 def test_optimum_is_that_of_a_naive_scipy_twin(noisy, delta):
     x, y, where = noisy
-    found = solve(where, x, y=y, weights=np.ones(len(y)), starts_Pp=where.starts(32, seed=0), delta=delta)
+    found = solve(
+        where, x, y=y, weights=np.ones(len(y)), starts_Pp=where.starts(32, seed=0), delta=delta
+    )
     best = found.theta_Pp[found.objective_P.argmin()]
     twin = least_squares(
-        lambda t: naive_log_loss(t, x, where.centre) - y, where.starts(40, seed=9)[7], loss="huber", f_scale=delta,
-        xtol=1e-15, ftol=1e-15, gtol=1e-15, x_scale="jac", max_nfev=20000,
-    )  # fmt: skip
+        lambda t: naive_log_loss(t, x, where.centre) - y,
+        where.starts(40, seed=9)[7],
+        loss="huber",
+        f_scale=delta,
+        xtol=1e-15,
+        ftol=1e-15,
+        gtol=1e-15,
+        x_scale="jac",
+        max_nfev=20000,
+    )
     # delta 1e-3 lies below the noise of 4e-3: there the twin creeps, and may only be worse
     assert found.objective_P.min() <= twin.cost * (1 + 1e-9)
     if delta > 4e-3:
@@ -61,8 +70,12 @@ def test_gradient_and_objective_match_finite_differences_of_numpy(noisy):
         return (weights * np.where(r <= delta, r * r / 2, delta * (r - delta / 2))).sum()
 
     with jax.enable_x64(True):
-        value, gradient, *_ = _terms(theta, y, weights, delta, log_x, where.centre, np.stack(where.bound), LAW)
-    slope = [(objective(theta + step * e) - objective(theta - step * e)) / (2 * step) for e in np.eye(5)]
+        value, gradient, *_ = _terms(
+            theta, y, weights, delta, log_x, where.centre, np.stack(where.bound), LAW
+        )
+    slope = [
+        (objective(theta + step * e) - objective(theta - step * e)) / (2 * step) for e in np.eye(5)
+    ]
     np.testing.assert_allclose(float(value), objective(theta), rtol=1e-12)
     np.testing.assert_allclose(gradient, slope, rtol=1e-6)
 
@@ -75,7 +88,12 @@ def test_a_weight_of_zero_is_a_missing_row_and_two_is_a_repeated_one(noisy):
     start = where.starts(8, seed=0)
     weighted = solve(where, x, y=y, weights=weights, starts_Pp=start, delta=3e-3)
     repeated = solve(
-        where, {k: v[rows] for k, v in x.items()}, y=y[rows], weights=np.ones(len(rows)), starts_Pp=start, delta=3e-3
+        where,
+        {k: v[rows] for k, v in x.items()},
+        y=y[rows],
+        weights=np.ones(len(rows)),
+        starts_Pp=start,
+        delta=3e-3,
     )
     np.testing.assert_allclose(weighted.objective_P.min(), repeated.objective_P.min(), rtol=1e-10)
 
@@ -121,5 +139,7 @@ def test_starts_fill_their_box_evenly(noisy):
     low, high = where.start
     unit = (where.starts(64, seed=0) - low) / (high - low)
     assert (unit >= 0).all() and (unit <= 1).all()
-    for column in unit.T:  # each eighth of each side holds its share of the 64 points, give or take two
+    for (
+        column
+    ) in unit.T:  # each eighth of each side holds its share of the 64 points, give or take two
         assert (np.abs(np.histogram(column, bins=8, range=(0, 1))[0] - 8) <= 2).all()

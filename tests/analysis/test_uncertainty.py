@@ -17,9 +17,10 @@ REPLICATES = 50
 def test_intervals_cover_the_next_rung_as_often_as_they_say(sizes, noise):
     """One run at 3x the top budget from 3 budgets: 95 % intervals.
 
-    Measured with 100 replicates of seeds 1000 to 1099: 4 sizes 1.00 and .97 (noise .2 and .6 %), 5 sizes .99 and
-    .99, 6 sizes .98 and .98; median half widths .8 and 2.3 %, .7 and 2.1 %, .7 and 1.9 %. Slightly conservative:
-    the error of form is zero here and the interval does not know it.
+    Measured with 100 replicates of seeds 1000 to 1099: 4 sizes 1.00 and .97 (noise .2 and .6 %),
+    5 sizes .99 and .99, 6 sizes .98 and .98; median half widths .8 and 2.3 %, .7 and 2.1 %, .7
+    and 1.9 %. Slightly conservative: the error of form is zero here and the interval does not
+    know it.
     """
     truth = Truth()
     N, D = grid(truth, budgets=3, sizes=sizes)
@@ -28,7 +29,9 @@ def test_intervals_cover_the_next_rung_as_often_as_they_say(sizes, noise):
     for seed in range(REPLICATES):
         rng = np.random.default_rng(seed)
         loss = truth.loss(N, D) * np.exp(noise * rng.standard_normal(len(N)))
-        found = predict(fit(observations(N, D, loss), bootstrap=60, seed=seed, starts=8), {"N": n, "D": d})
+        found = predict(
+            fit(observations(N, D, loss), bootstrap=60, seed=seed, starts=8), {"N": n, "D": d}
+        )
         inside += found.lo <= truth.loss(n, d) * np.exp(noise * rng.standard_normal()) <= found.hi
         width.append((found.hi - found.lo) / 2 / found.mean)
     assert inside / REPLICATES >= 0.88
@@ -37,7 +40,8 @@ def test_intervals_cover_the_next_rung_as_often_as_they_say(sizes, noise):
 
 
 def test_a_wrong_form_widens_the_interval():
-    """Truth with a power of 1.4 over the sum: the back-test sees it, and the error of form grows tenfold."""
+    """Truth with a power of 1.4 over the sum: the back-test sees it, and the error of form grows
+    tenfold."""
     truth = Truth()
     N, D = grid(truth, budgets=4, sizes=6)
     rng = np.random.default_rng(0)
@@ -117,10 +121,16 @@ def draw(M, *, cluster=None, stratum=None, count=200):
     points = np.arange(float(M))[:, None]
     y = np.random.default_rng(0).standard_normal(M)
     return resample(
-        count, y=y, fitted=np.zeros(M), cluster=np.arange(M) if cluster is None else cluster,
-        stratum=np.zeros(M, int) if stratum is None else stratum, points=points, weights=np.ones(M), parameters=5,
+        count,
+        y=y,
+        fitted=np.zeros(M),
+        cluster=np.arange(M) if cluster is None else cluster,
+        stratum=np.zeros(M, int) if stratum is None else stratum,
+        points=points,
+        weights=np.ones(M),
+        parameters=5,
         seed=0,
-    )  # fmt: skip
+    )
 
 
 def test_many_points_are_resampled_in_pairs_within_budgets():
@@ -151,9 +161,16 @@ def test_draws_with_too_few_distinct_points_are_counted_and_redrawn():
     assert made.singular == 0  # two clusters hold six points
     points = np.repeat(np.arange(6.0), 3)[:, None]
     redrawn = resample(
-        500, y=np.zeros(18), fitted=np.zeros(18), cluster=np.arange(18), stratum=np.zeros(18, int), points=points,
-        weights=np.ones(18), parameters=5, seed=0,
-    )  # fmt: skip
+        500,
+        y=np.zeros(18),
+        fitted=np.zeros(18),
+        cluster=np.arange(18),
+        stratum=np.zeros(18, int),
+        points=points,
+        weights=np.ones(18),
+        parameters=5,
+        seed=0,
+    )
     assert redrawn.singular > 0
     for weights in redrawn.weights_SM:
         assert len(np.unique(points[weights > 0])) >= 5
