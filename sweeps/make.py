@@ -21,8 +21,6 @@ from sweeps.plan import Plan, PlannedRun
 from train import paths
 from train.spec import RunSpec, input_error
 
-FIRST_WIDTH = 64  # any size of a family will do to check settings that are common to all
-
 
 def isoflop(
     *,
@@ -58,8 +56,9 @@ def isoflop(
         set, reserved={"model.d_model": "widths", "budget.tokens": "budgets", "seed": "seeds"}
     )
     base = _base(arch, changes)
-    transfers.check(transfer, base=base(FIRST_WIDTH), explicit=changes)
     family = budgets_.family(arch, base)
+    any_size = base(family.widths[0])  # to check and record what is common to all
+    transfers.check(transfer, base=any_size, explicit=changes)
     if widths is None:
         chosen = budgets_.sizes(
             family,
@@ -92,7 +91,7 @@ def isoflop(
         "widths": widths,
         "transfer": transfer if isinstance(transfer, str) else dict(transfer),
         "seeds": seeds,
-        "set": {path: paths.get(base(FIRST_WIDTH), path) for path in changes},
+        "set": {path: paths.get(any_size, path) for path in changes},
     }
     return _plan(name, why, runs, recipe, notes)
 

@@ -93,7 +93,7 @@ class Summary:
             f"{j['seconds']:.0f} s in {len(self.sessions)} sessions, {j['retries']} retries, "
             f"{self.compilations} train steps compiled, {j['compile_seconds']:.1f} s for programs",
         ]
-        if self.goodput is not None:
+        if self.goodput is not None and self.useful_flops:
             lines.append(f"{self.useful_flops:.3g} useful FLOPs, goodput {self.goodput:.0%}")
         for run_id, cell in self.cells.items():
             if cell["status"] in (DIVERGED, FAILED):

@@ -5,6 +5,7 @@ holds is waited for and then skipped. A worker that dies is replaced and its cel
 last checkpoint; a cell that dies every time becomes a failed result and the sweep goes on.
 """
 
+import os
 import queue
 import signal
 import threading
@@ -73,6 +74,7 @@ class _Launch:
         self.retries = retries
         self.pending = {one.run_id: one for one in pending}
         self.held: dict[str, Cell] = {}  # another process trains them
+        self.looked = 0.0
         self.deaths: dict[str, int] = {}
         self.stops = 0  # Ctrl-C and SIGTERM so far
         platform = machine.platform()
@@ -85,7 +87,7 @@ class _Launch:
             self.root,
             n=self.n,
             pin=platform == "cpu" and one_device,
-            logs=self.root / "plans" / f"{session.plan.name}.worker",
+            logs=self.root / ".cache" / "workers" / f"{session.plan.name}.{os.getpid()}",
         )
 
     def run(self) -> None:
@@ -99,6 +101,9 @@ class _Launch:
                         self._look_at_held()
                         self._feed()
                     self.shown.tick()
+                if not self.deaths:  # a log is of use after a crash only
+                    for worker in self.pool.workers.values():
+                        worker.log.unlink(missing_ok=True)
             finally:
                 for worker in self.pool.workers.values():
                     worker.kill()
@@ -146,9 +151,9 @@ class _Launch:
 
     def _look_at_held(self) -> None:
         now = time.monotonic()
-        if not self.held or now < getattr(self, "_looked", 0.0) + LOOK:
+        if not self.held or now < self.looked + LOOK:
             return
-        self._looked = now
+        self.looked = now
         for run_id in list(self.held):
             if RunDir(self.root / run_id).owner() is None:
                 self.pending[run_id] = self.held.pop(run_id)

@@ -98,7 +98,7 @@ class Pool:
             command += ["--cores", ",".join(map(str, share))]
         # the code and a user's own layers are found where the parent found them
         path = os.pathsep.join(str(Path(p or ".").resolve()) for p in sys.path)
-        with open(log, "w") as stderr:
+        with open(log, "a") as stderr:
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,

@@ -127,7 +127,7 @@ class Screen(Display):
                 f"{rate:,.0f}" if rate else "",
             )
         bar = ProgressBar(total=self.total, completed=self.done, width=60)
-        return Group(table, bar, self.line())
+        return Group(*([table] if self.rows else []), bar, self.line())
 
 
 @contextmanager
