@@ -10,14 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from analysis.budgets import Budgets
-from analysis.law import Coordinates, evaluate
+from analysis.bootstrap import bootstrap
+from analysis.law import evaluate
+from analysis.problem import COLLINEAR, Problem, off_line, too_few
 from analysis.solve import solve
 from analysis.uncertainty import (
     HUBER_K,
+    LEAST_DELTA,
+    Noise,
     form_sd,
     noise_of,
-    resample,
     statistical_sd,
     student_t,
 )
@@ -62,119 +64,94 @@ class Backtest:
 
 
 def rolling(
-    where: Coordinates,
-    x: dict[str, np.ndarray],
-    *,
-    y: np.ndarray,
-    levels: Budgets,
-    delta: float,
-    huber: float | None,
-    best: np.ndarray,
-    points: np.ndarray,
-    ids: tuple[str, ...],
-    cluster: np.ndarray,
-    level: float,
-    seed: int,
+    problem: Problem, *, best: np.ndarray, delta: float, adapt: bool, level: float, seed: int
 ) -> Backtest:
     """Hold out each budget from the second upward; a hold-out is a weight of zero, so nothing
-    recompiles."""
-    p = len(best)
+    recompiles.
+
+    `adapt`: delta follows the noise of each fold, which is all that was known then.
+    """
     folds: list[dict[str, Any]] = []
     errors: list[tuple[float, float, float]] = []
-    label = levels.label_M
-    starts = np.concatenate([best[None], where.starts(STARTS, seed=seed)])
+    levels = problem.levels
+    starts = np.concatenate([best[None], problem.where.starts(STARTS, seed=seed)])
     for k in range(1, levels.count):
-        below = label < k
+        below, held = levels.label_M < k, levels.label_M == k
         fold: dict[str, Any] = {"flops": float(levels.flops[k]), "fitted": int(below.sum())}
-        why = _unfit(points[below], p)
+        why = _unfit(problem.points[below], problem.parameters)
         if why:
             folds.append({**fold, "skipped": why})
             continue
         weights = below.astype(float)
-        solved = solve(where, x, y=y, weights=weights, starts_Pp=starts, delta=delta)
-        theta = solved.theta_Pp[solved.objective_P.argmin()]
-        fitted = np.log(evaluate(where, theta, x)[0])
-        noise = noise_of((y - fitted)[below], parameters=p)
-        if huber is None:
-            # the noise of the fold is all that was known then
-            delta_k = max(HUBER_K * noise.sd, 1e-4)
-            solved = solve(where, x, y=y, weights=weights, starts_Pp=theta[None], delta=delta_k)
-            theta = solved.theta_Pp[0]
-            fitted = np.log(evaluate(where, theta, x)[0])
-            noise = noise_of((y - fitted)[below], parameters=p)
-        else:
-            delta_k = delta
-        draws = resample(
-            DRAWS,
-            y=y,
-            fitted=fitted,
-            cluster=cluster,
-            stratum=label,
-            points=points,
-            weights=weights,
-            parameters=p,
-            seed=seed + k,
+        theta, noise, delta_k = _fit_below(problem, weights, starts, delta, adapt)
+        made = bootstrap(
+            problem, thetas=[theta], delta=delta_k, count=DRAWS, seed=seed + k, weights=weights
         )
-        boot = solve(
-            where,
-            x,
-            y=draws.y_SM,
-            weights=draws.weights_SM,
-            delta=delta_k,
-            starts_Pp=np.broadcast_to(theta, (DRAWS, p)),
-        )
-        ok = np.isfinite(boot.objective_P)
-        test = label == k
-        held = {name: v[test] for name, v in x.items()}
-        log_SQ = np.log(evaluate(where, boot.theta_Pp[ok], held))
-        statistical = statistical_sd(log_SQ)
-        common = statistical_sd(log_SQ.mean(1, keepdims=True))[0]
+        x = {name: v[held] for name, v in problem.x.items()}
+        log_SQ = np.log(evaluate(problem.where, made.samples_Sp, x))
+        error = problem.fitted(theta)[held] - problem.y[held]
         beyond = float(np.log(levels.flops[k] / levels.flops[k - 1]))
-        error = fitted[test] - y[test]
-        form = form_sd([]) * beyond
-        half = student_t(level, noise.dof) * np.sqrt(statistical**2 + noise.sd**2 + form**2)
-        inside = np.abs(error) <= half
-        errors.append((float(error.mean()), float(common**2 + noise.sd**2 / test.sum()), beyond))
-        predicted = np.exp(fitted[test])
-        relative = np.expm1(error)
-        folds.append(
-            {
-                **fold,
-                "held_out": int(test.sum()),
-                "are": float(np.abs(relative).mean()),
-                "bias": float(relative.mean()),
-                "inside": int(inside.sum()),
-                "points": [
-                    {
-                        "id": i,
-                        "predicted": float(m),
-                        "lo": float(m * np.exp(-h)),
-                        "hi": float(m * np.exp(h)),
-                        "measured": float(v),
-                        "inside": bool(ok_i),
-                    }
-                    for i, m, h, v, ok_i in zip(
-                        np.array(ids)[test], predicted, half, np.exp(y[test]), inside, strict=True
-                    )
-                ],
-            }
-        )
+        variance = statistical_sd(log_SQ) ** 2 + noise.sd**2 + (form_sd([]) * beyond) ** 2
+        half = student_t(level, noise.dof) * np.sqrt(variance)
+        common = statistical_sd(log_SQ.mean(1, keepdims=True))[0]
+        errors.append((float(error.mean()), float(common**2 + noise.sd**2 / held.sum()), beyond))
+        folds.append({**fold, **_scored(problem, held, error, half)})
     done = [f for f in folds if "skipped" not in f]
-    total = sum(f["held_out"] for f in done)
     if not done:
         return Backtest(folds, None, None, None, form_sd([]))
-    return Backtest(
-        folds,
-        sum(f["are"] * f["held_out"] for f in done) / total,
-        sum(f["bias"] * f["held_out"] for f in done) / total,
-        sum(f["inside"] for f in done) / total,
-        form_sd(errors),
-    )
+    total = sum(f["held_out"] for f in done)
+    are, bias = (sum(f[key] * f["held_out"] for f in done) / total for key in ("are", "bias"))
+    return Backtest(folds, are, bias, sum(f["inside"] for f in done) / total, form_sd(errors))
+
+
+def _fit_below(
+    problem: Problem, weights: np.ndarray, starts_Pp: np.ndarray, delta: float, adapt: bool
+) -> tuple[np.ndarray, Noise, float]:
+    """The fit of the rows with weight 1, its noise, and the delta it used."""
+    live = weights > 0
+    theta = starts_Pp[0]
+    noise = Noise(0.0, 1, "")
+    for _ in range(2 if adapt else 1):
+        found = solve(
+            problem.where, problem.x, y=problem.y, weights=weights, starts_Pp=starts_Pp, delta=delta
+        )
+        theta = found.theta_Pp[found.objective_P.argmin()]
+        off = (problem.y - problem.fitted(theta))[live]
+        noise = noise_of(off, parameters=problem.parameters)
+        starts_Pp = theta[None]
+        if adapt:
+            delta = max(HUBER_K * noise.sd, LEAST_DELTA)
+    return theta, noise, delta
+
+
+def _scored(
+    problem: Problem, held: np.ndarray, error: np.ndarray, half: np.ndarray
+) -> dict[str, Any]:
+    """Errors of a fold: log predicted - log measured, against half intervals."""
+    relative, inside = np.expm1(error), np.abs(error) <= half
+    measured = np.exp(problem.y[held])
+    rows = zip(problem.ids[held], measured * np.exp(error), half, measured, inside, strict=True)
+    return {
+        "held_out": int(held.sum()),
+        "are": float(np.abs(relative).mean()),
+        "bias": float(relative.mean()),
+        "inside": int(inside.sum()),
+        "points": [
+            {
+                "id": str(i),
+                "predicted": float(m),
+                "lo": float(m * np.exp(-h)),
+                "hi": float(m * np.exp(h)),
+                "measured": float(v),
+                "inside": bool(ok),
+            }
+            for i, m, h, v, ok in rows
+        ],
+    }
 
 
 def _unfit(points: np.ndarray, parameters: int) -> str | None:
     """Why these points cannot be fitted, or None."""
-    if len(np.unique(points, axis=0)) <= parameters:
+    if too_few(points, parameters):
         return f"{len(points)} points below it for {parameters} parameters"
-    spread = np.linalg.svd(points - points.mean(0), compute_uv=False) / np.sqrt(len(points))
-    return "the points below it lie on one line" if spread[-1] < 0.05 else None
+    return "the points below it lie on one line" if off_line(points) < COLLINEAR else None

@@ -1,10 +1,8 @@
 """How sure is a prediction? Four sources, estimated apart and added in quadrature of log loss.
 
-statistical  other seeds would have given other points: bootstrap of the fit (rows of one cluster
-together)
+statistical  other seeds would have given other points: bootstrap of the fit
 basin        other optima fit as well: spread between their predictions
-form         the law is not the truth: grows in proportion to ln(C / largest fitted C), from
-rolling back-tests
+form         the law is not the truth: in proportion to ln(C / largest fitted C), from back-tests
 noise        the run that is predicted has a seed of its own
 
 Intervals use Student's t with M - p degrees of freedom, because the noise is estimated from M - p
@@ -23,6 +21,7 @@ HUBER_K, HUBER_VARIANCE = 1.345, 0.7101645
 # Error of form per e-fold of compute before any back-test has spoken. Guess: a controlled family
 # errs 0.3 to 1 % at 100x, 4.6 e-folds.
 FORM_PRIOR = 1e-3
+LEAST_DELTA = 1e-4  # noise-free points would make the Huber loss an absolute value
 MIN_NOISE = 1e-12  # noise-free points: keeps ratios finite
 
 
@@ -33,16 +32,6 @@ class Noise:
     sd: float
     dof: int
     origin: str  # replicates, or residuals of the fit
-
-
-@dataclass(frozen=True)
-class Resamples:
-    """Bootstrap problems: weights and log losses (S, M); `kind` pairs, residuals or wild."""
-
-    kind: str
-    weights_SM: np.ndarray
-    y_SM: np.ndarray
-    singular: int  # resamples redrawn because they had too few distinct points
 
 
 def noise_of(residual_M: np.ndarray, *, parameters: int) -> Noise:
@@ -67,76 +56,6 @@ def noise_of_replicates(y_M: np.ndarray, points: np.ndarray) -> Noise | None:
             squares += float(((y - y.mean()) ** 2).sum())
             dof += len(y) - 1
     return Noise(max(float(np.sqrt(squares / dof)), MIN_NOISE), dof, "replicates") if dof else None
-
-
-def resample(
-    count: int,
-    *,
-    y: np.ndarray,
-    fitted: np.ndarray,
-    cluster: np.ndarray,
-    stratum: np.ndarray,
-    points: np.ndarray,
-    weights: np.ndarray,
-    parameters: int,
-    seed: int,
-) -> Resamples:
-    """Draw `count` bootstrap problems of M rows, `weights` (M,) 0 or 1 saying which rows take part.
-
-    From three rows a parameter on, clusters are drawn with replacement within each stratum
-    (budget). Below that, such draws are often singular, and residuals are drawn instead (signs
-    flipped by cluster where clusters have several rows). Residuals are inflated by sqrt(M / (M -
-    p)).
-    """
-    rng = np.random.default_rng(seed)
-    live = np.flatnonzero(weights > 0)
-    M = len(live)
-    names, which = np.unique(cluster[live], return_inverse=True)
-    if M < 3 * parameters:
-        residual = (y - fitted)[live]
-        scale = np.sqrt(M / max(1, M - parameters))
-        y_SM = np.broadcast_to(y, (count, len(y))).copy()
-        if len(names) == M:
-            drawn = rng.choice(residual - residual.mean(), size=(count, M))
-        else:
-            drawn = residual * rng.choice([-1.0, 1.0], size=(count, len(names)))[:, which]
-        y_SM[:, live] = fitted[live] + scale * drawn
-        kind = "residuals" if len(names) == M else "wild"
-        return Resamples(kind, np.broadcast_to(weights, y_SM.shape), y_SM, 0)
-
-    _, first = np.unique(which, return_index=True)
-    strata = _merged(stratum[live][first])
-    _, point = np.unique(points[live], axis=0, return_inverse=True)
-    times_SK = np.zeros((count, len(names)), np.int64)
-    redraw = np.arange(count)
-    singular = 0
-    for _ in range(100):
-        for k in np.unique(strata):
-            members = np.flatnonzero(strata == k)
-            even = np.full(len(members), 1 / len(members))
-            times_SK[np.ix_(redraw, members)] = rng.multinomial(len(members), even, len(redraw))
-        seen = np.zeros((len(redraw), int(point.max()) + 1), bool)
-        s, row = np.nonzero(times_SK[redraw][:, which])
-        seen[s, point.ravel()[row]] = True
-        redraw = redraw[seen.sum(1) < parameters]
-        singular += len(redraw)
-        if not len(redraw):
-            break
-    weights_SM = np.zeros((count, len(y)), np.float32)
-    weights_SM[:, live] = times_SK[:, which]
-    return Resamples("pairs", weights_SM, np.broadcast_to(y, weights_SM.shape), singular)
-
-
-def _merged(stratum: np.ndarray, least: int = 3) -> np.ndarray:
-    """Strata of fewer than `least` clusters join the one below: alone they would hardly vary."""
-    out = np.empty(len(stratum), int)
-    current, inside = 0, 0
-    for k in np.unique(stratum):
-        if inside >= least and (stratum >= k).sum() >= least:
-            current, inside = current + 1, 0
-        out[stratum == k] = current
-        inside += int((stratum == k).sum())
-    return out
 
 
 def form_sd(errors: list[tuple[float, float, float]]) -> float:

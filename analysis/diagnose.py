@@ -1,0 +1,151 @@
+"""Was the optimum found, and do the data fix it? A status that is never better than what was
+seen, and warnings."""
+
+from typing import Any
+
+import numpy as np
+
+from analysis.artefact import AT_BOUND, CONVERGED, FAILED, ILL_POSED, MULTIMODAL
+from analysis.bootstrap import Bootstrap
+from analysis.law import evaluate
+from analysis.observations import Observations
+from analysis.problem import Problem
+from analysis.solve import Solutions
+from analysis.uncertainty import Noise, noise_of_replicates
+
+AGREE = 1e-6  # relative difference of objectives that is the same optimum
+ZERO = 1e-20  # per row: residuals of 1e-10 are those of noise-free points
+FLAT = 1.0  # a direction known to no better than a factor of e is not identified
+RANK = 1e-14  # of the largest curvature: no information in float64
+MULTIMODAL_GAP = 2.0  # in log likelihood: an optimum this near is not rejected
+BASINS = 4  # optima that are kept
+LOST = 0.2  # share of a budget's rows whose exclusion is warned of
+
+
+def agreeing(found: Solutions, rows: int) -> int:
+    """How many starts ended converged at the lowest objective."""
+    return int((_same(found, rows) & found.converged_P).sum())
+
+
+def _same(found: Solutions, rows: int) -> np.ndarray:
+    lowest = found.objective_P.min()
+    return found.objective_P <= lowest * (1 + AGREE) + ZERO * rows
+
+
+def basins_of(problem: Problem, found: Solutions, *, noise: Noise) -> list[dict[str, Any]]:
+    """The optimum, and other converged ones that the data do not reject and that predict
+    something else far out."""
+    lowest = found.objective_P.min()
+    far = {name: np.array([v.max() * 10]) for name, v in problem.x.items()}
+    log_far_P = np.log(evaluate(problem.where, found.theta_Pp, far)[:, 0])
+    likely = (found.objective_P - lowest) / noise.sd**2 <= MULTIMODAL_GAP
+    others = found.converged_P & likely & ~_same(found, problem.rows)
+    kept = [int(found.objective_P.argmin())]
+    for i in np.flatnonzero(others)[np.argsort(found.objective_P[others], kind="stable")]:
+        if len(kept) < BASINS and np.abs(log_far_P[i] - log_far_P[kept]).min() > noise.sd:
+            kept.append(int(i))
+    weight = np.exp(-(found.objective_P[kept] - lowest) / noise.sd**2)
+    return [
+        {"theta": [float(v) for v in found.theta_Pp[i]], "weight": float(w / weight.sum())}
+        for i, w in zip(kept, weight, strict=True)
+    ]
+
+
+def open_directions(
+    problem: Problem, gram: np.ndarray, *, noise: Noise
+) -> tuple[list[dict[str, Any]], float]:
+    """Directions of the fit coordinates that the data leave open, by the curvature (p, p); and
+    its condition number."""
+    values, vectors = np.linalg.eigh(gram)
+    top = max(float(values[-1]), 1e-300)
+    out = []
+    for value, vector in zip(values, vectors.T, strict=True):
+        sd = noise.sd / np.sqrt(max(float(value), 1e-300))
+        if sd > FLAT or value < RANK * top:
+            names = [
+                n for n, v in zip(problem.where.law.names, vector, strict=True) if abs(v) > 0.3
+            ]
+            direction = [float(v) for v in vector]
+            out.append({"params": names, "sd": float(min(sd, 1e6)), "direction": direction})
+    return out, float(top / max(float(values[0]), 1e-300))
+
+
+def lack_of_fit(problem: Problem, *, noise: Noise) -> dict[str, Any]:
+    """Residuals against the noise of replicates, where there are some."""
+    replicates = noise_of_replicates(problem.y, problem.points)
+    if replicates is None:
+        return {"verdict": "no replicates to compare with"}
+    ratio = noise.sd / replicates.sd
+    verdict = "FORM_REJECTED" if ratio > 2 and replicates.dof >= 2 else "not rejected"
+    return {
+        "verdict": verdict,
+        "ratio": ratio,
+        "replicate_sd": replicates.sd,
+        "dof": replicates.dof,
+    }
+
+
+def status_of(
+    problem: Problem,
+    found: Solutions,
+    *,
+    basins: list[dict[str, Any]],
+    open_to: list[dict[str, Any]],
+) -> str:
+    best = int(found.objective_P.argmin())
+    low, high = problem.where.bound
+    theta = found.theta_Pp[best]
+    # one start that nobody else confirms is not known to be the optimum
+    confirmed = agreeing(found, problem.rows) >= min(3, len(found.objective_P))
+    if not found.converged_P[best] or not confirmed:
+        return FAILED
+    if ((theta < low) | (theta > high)).any():
+        return AT_BOUND
+    if open_to:
+        return ILL_POSED
+    return MULTIMODAL if len(basins) > 1 else CONVERGED
+
+
+def warnings_of(
+    problem: Problem,
+    observations: Observations,
+    *,
+    status: str,
+    open_to: list[dict[str, Any]],
+    lack: dict[str, Any],
+    made: Bootstrap | None,
+) -> list[str]:
+    said = {
+        FAILED: "the optimum is not confirmed by other starts: do not use these parameters",
+        AT_BOUND: "a parameter lies at its bound: the data want a simpler law or a wider range of runs",
+        MULTIMODAL: "several optima fit as well and predict different losses: add runs at a larger budget",
+    }
+    out = [said[status]] if status in said else []
+    out += ["the data do not separate " + ", ".join(d["params"]) for d in open_to]
+    if lack["verdict"] == "FORM_REJECTED":
+        out.append(
+            f"residuals are {lack['ratio']:.1f} times the noise of replicates: the law's form is rejected"
+        )
+    if made is not None and made.singular:
+        out.append(f"{made.singular} bootstrap draws had too few distinct points and were redrawn")
+    if made is not None and made.failed:
+        out.append(f"{made.failed} bootstrap draws had no optimum and were left out")
+    if problem.levels.are_bands:
+        out.append("compute is spread evenly: bands of compute stand in for budgets in hold-outs")
+        return out
+    if problem.levels.count < 3:
+        out.append(f"{problem.levels.count} budgets: no back-test; a third one would supply it")
+    return out + _lost(problem, observations)
+
+
+def _lost(problem: Problem, observations: Observations) -> list[str]:
+    """Budgets of which many rows are excluded."""
+    C, used = observations.columns["C"], observations.used
+    log_C = np.log(np.where(C > 0, C, np.nan))
+    out = []
+    for flops in problem.levels.flops:
+        near = np.abs(log_C - np.log(flops)) < 0.2
+        lost, all_of = int((near & ~used).sum()), int(near.sum())
+        if lost > LOST * all_of:
+            out.append(f"{lost} of {all_of} rows at budget {flops:.3g} are excluded")
+    return out
