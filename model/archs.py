@@ -54,8 +54,8 @@ def _ffn(kind: str, **knobs):
 
 
 def _d_head(d_model: int) -> int:
-    """64 from width 512 up, 8 below 128: several heads at every width of a small sweep."""
-    return 64 if d_model >= 512 else 16 if d_model >= 128 else 8
+    """64 from width 512 up, 16 below: rotary positions of narrower heads resolve too little."""
+    return 64 if d_model >= 512 else 16
 
 
 def names() -> list[str]:
@@ -75,7 +75,7 @@ def widths(name: str) -> list[int]:
     its granularity.
     """
     build(name)
-    out, width = [], 8
+    out, width = [], 16
     while width <= 32768:
         out.append(width)
         step = _d_head(width + 1)

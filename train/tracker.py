@@ -3,6 +3,7 @@ on it.
 """
 
 import os
+import sys
 from typing import Any
 
 
@@ -44,4 +45,10 @@ def wanted() -> bool:
 
 
 def open_tracker(run_id: str, spec: dict[str, Any], *, folder: str) -> Silent | Mirror:
-    return Mirror(run_id, spec, folder=folder) if wanted() else Silent()
+    if not wanted():
+        return Silent()
+    try:
+        return Mirror(run_id, spec, folder=folder)
+    except Exception as error:  # whatever wandb raises: the record does not depend on it
+        print(f"no wandb mirror for {run_id}: {error}", file=sys.stderr, flush=True)
+        return Silent()
