@@ -2,8 +2,8 @@
 talks to a mesh.
 
 State is a dict of arrays: `params` and `opt` (flat by path, float32), `step`, `window` (sums since
-the last log point, so that a resumed ledger equals an uninterrupted one) and `bad` (first step with
-a non-finite loss, or -1).
+the last log point, so that a resumed ledger equals an uninterrupted one) and `bad` (1-based
+first step with a non-finite loss or gradient; 0 while there is none).
 """
 
 from collections.abc import Callable, Mapping
@@ -110,7 +110,7 @@ def train_step(
         rate = learning_rate(state["step"], hyper)
         optimizer = adamw(hyper, model.declarations, learning_rate=rate)
         updates, opt = optimizer.update(grads, state["opt"], state["params"])
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         fine = jnp.isfinite(value) & jnp.isfinite(norm)
         window = state["window"]
         return {

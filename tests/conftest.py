@@ -1,0 +1,42 @@
+"""What does every test run on? Eight host devices, set before anything imports jax."""
+
+import os
+from importlib import metadata
+
+FLAGS = ["--xla_force_host_platform_device_count=8"]
+if metadata.version("jaxlib").startswith("0.10."):  # XLA aborts on a flag that it does not know
+    # a quarter of the time to compile; XLA's own passes stay on, and no property depends on these
+    FLAGS += ["--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false"]
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS]).strip()
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["WANDB_MODE"] = "disabled"
+
+from pathlib import Path  # noqa: E402  the environment comes first
+
+import pytest  # noqa: E402
+
+from tests.data.corpora import texts, write_folder  # noqa: E402
+from train.spec import SourceSpec  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def suite_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all workers of a session."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture
+def root(tmp_path: Path, suite_folder: Path) -> Path:
+    """An empty --root whose cache (programs, tokenised text) is shared by the session."""
+    shared, root = suite_folder / "shared-cache", tmp_path / "runs"
+    shared.mkdir(exist_ok=True)
+    root.mkdir()
+    (root / ".cache").symlink_to(shared, target_is_directory=True)
+    return root
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> SourceSpec:
+    """A folder of some 150 kB of text."""
+    return write_folder(tmp_path_factory.mktemp("corpus"), texts(240))

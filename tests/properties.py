@@ -1,0 +1,201 @@
+"""What must every mixer and every ffn satisfy? Found by file, checked by tests/test_properties.py.
+
+A layer's own test module may name `VARIANTS`, a list of knobs; the first is the one that the
+properties of a whole model use.
+"""
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from pydantic import TypeAdapter
+
+from model.context import Context
+from model.decoder import Model
+from model.param import Declaration, Declare, initial
+from model.spec import BlockSpec, LayerSpec, ModelSpec, Parametrisation, layer_kinds, resolve
+from train.objectives import next_token
+
+ROOMS = ("mixers", "ffns")
+D_MODEL, VOCAB = 32, 64
+PARTNER = {
+    "mixers": {"kind": "attention", "d_head": 8, "queries_per_kv": 2},
+    "ffns": {"kind": "swiglu"},
+}
+# Differences of the order of sums only; relative to the largest entry.
+CLOSE = {"float32": 2e-5, "bfloat16": 4e-2}
+ROUNDING = 1e-2  # an array smaller than this is a sum of numbers around 1 that cancel
+
+Params = Mapping[str, jax.Array]
+Batch = dict[str, jax.Array]
+
+
+@dataclass(frozen=True)
+class Case:
+    room: str
+    kind: str
+    knobs: tuple[tuple[str, Any], ...]
+
+    def __str__(self) -> str:
+        return "-".join([self.kind, *(f"{k}={v}" for k, v in self.knobs)])
+
+    @property
+    def spec(self) -> LayerSpec:
+        module = resolve(self.kind, room=self.room)
+        return TypeAdapter(module.Spec).validate_python({"kind": self.kind, **dict(self.knobs)})
+
+    @property
+    def model(self) -> ModelSpec:
+        """Two repeated layers of it, beside a plain partner."""
+        kinds = {"mixers": PARTNER["mixers"], "ffns": PARTNER["ffns"], self.room: self.spec}
+        block = BlockSpec(mixer=kinds["mixers"], ffn=kinds["ffns"])
+        return ModelSpec(
+            d_model=D_MODEL,
+            n_layers=2,
+            vocab=VOCAB,
+            repeat=(block,),
+            parametrisation=Parametrisation(base_d_model=16),
+        )
+
+
+def cases(*, every_variant: bool) -> list[Case]:
+    found = []
+    for room in ROOMS:
+        for kind in layer_kinds(room):
+            variants = getattr(test_module(room, kind), "VARIANTS", [{}])
+            for knobs in variants if every_variant else variants[:1]:
+                found.append(Case(room=room, kind=kind, knobs=tuple(knobs.items())))
+    return found
+
+
+def test_module(room: str, kind: str) -> Any:
+    return importlib.import_module(f"tests.{room}.test_{kind}")
+
+
+test_module.__test__ = False  # pyright: ignore[reportFunctionMemberAccess]  named like a test
+
+
+# -- one layer -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Alone:
+    """A layer outside any model: declarations, and y (B, T, D) of (params, x, segments)."""
+
+    declarations: Mapping[str, Declaration]
+    params: Params
+    apply: Callable[..., jax.Array]
+
+
+def alone(spec: LayerSpec, *, room: str, d_model: int = D_MODEL, base: int = 16) -> Alone:
+    """Every parameter is moved off its initial value, so that zeros and ones count too."""
+    shared = {"D": d_model, "V": VOCAB, "Z": 1}
+    declare = Declare(
+        sizes={**shared, **spec.sizes(shared)},
+        base={**shared, "D": base, **spec.sizes({**shared, "D": base})},
+        rule=Parametrisation(base_d_model=base),
+        n_layers=1,
+        tied=False,
+    )
+    layer = resolve(spec.kind, room=room).Layer(spec, declare)
+    graph, state = nnx.split(layer)
+    paths = [leaf.decl.path for leaf in jax.tree.leaves(state, is_leaf=_is_parameter)]
+    tree = jax.tree.structure(state)
+    rng = np.random.default_rng(0)
+    params = {
+        path: jnp.asarray(initial(d, 0) + 0.3 * rng.standard_normal(d.shape, np.float32))
+        for path, d in declare.made.items()
+    }
+
+    def apply(params: Params, x_BTD: jax.Array, segments_BT: jax.Array | None = None) -> jax.Array:
+        module = nnx.merge(graph, jax.tree.unflatten(tree, [params[path] for path in paths]))
+        positions_BT = jnp.broadcast_to(jnp.arange(x_BTD.shape[1])[None], x_BTD.shape[:2])
+        return module(x_BTD, Context(positions_BT=positions_BT, segments_BT=segments_BT))[0]
+
+    return Alone(declarations=dict(declare.made), params=params, apply=jax.jit(apply))
+
+
+def _is_parameter(leaf: Any) -> bool:
+    return isinstance(leaf, nnx.Variable)
+
+
+def stream(*shape: int, seed: int = 0, dtype: Any = np.float32) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
+
+
+def sensitivity(layer: Alone, x_1TD: jax.Array, segments_1T: jax.Array | None = None) -> np.ndarray:
+    """(T, T): largest |d (a random projection of y at t) / d x at s|."""
+    project_TD = stream(*x_1TD.shape[1:], seed=1)
+
+    def projected(x_1TD: jax.Array) -> jax.Array:
+        return jnp.sum(layer.apply(layer.params, x_1TD, segments_1T)[0] * project_TD, axis=-1)
+
+    jacobian_T1TD = jax.jit(jax.jacrev(projected))(x_1TD)
+    return np.asarray(jnp.max(jnp.abs(jacobian_T1TD[:, 0]), axis=-1))
+
+
+# -- a whole model ---------------------------------------------------------------------------------
+
+
+def batch(rows: int, seq_len: int, *, vocab: int = VOCAB, seed: int = 0) -> Batch:
+    """Random tokens in two documents a row; no loss across the boundary."""
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(0, vocab, (rows, seq_len + 1)).astype(np.int32)
+    cut_B1 = rng.integers(1, seq_len, (rows, 1))
+    segments_BT = (np.arange(seq_len)[None] >= cut_B1).astype(np.int32)
+    weights_BT = (np.arange(1, seq_len + 1)[None] != cut_B1).astype(np.float32)
+    named = {
+        "tokens_BT": tokens[:, :-1],
+        "targets_BT": tokens[:, 1:],
+        "segments_BT": segments_BT,
+        "weights_BT": weights_BT,
+    }
+    return {k: jnp.asarray(v) for k, v in named.items()}
+
+
+def trained_params(model: Model, seed: int = 0) -> dict[str, jax.Array]:
+    """Initial values moved a little, so that a zero readout hides nothing."""
+    rng = np.random.default_rng(seed + 1)
+    start = model.initialise(seed)
+    return {
+        path: jnp.asarray(value + 0.05 * rng.standard_normal(value.shape, np.float32))
+        for path, value in start.items()
+    }
+
+
+def mean_loss(model: Model, *, dtype: Any = jnp.float32, **execution: Any) -> Callable[..., Any]:
+    """(params, batch) -> mean nats, run as `layers` and `remat` say."""
+
+    def loss(params: Params, data: Batch) -> jax.Array:
+        shape = data["tokens_BT"].shape
+        positions_BT = jnp.broadcast_to(jnp.arange(shape[1])[None], shape)
+        ctx = Context(positions_BT=positions_BT, segments_BT=data["segments_BT"], **execution)
+        nats, weights = next_token(model(params, data["tokens_BT"], ctx, dtype=dtype)[0], data)
+        return nats / weights
+
+    return loss
+
+
+def assert_close(a: Any, b: Any, *, dtype: str = "float32", what: str = "") -> None:
+    """Every entry within CLOSE of the largest entry of its array."""
+    flat_a, flat_b = jax.tree.leaves_with_path(a), jax.tree.leaves(b)
+    assert len(flat_a) == len(flat_b)
+    for (path, x), y in zip(flat_a, flat_b, strict=True):
+        x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+        assert x.shape == y.shape
+        off = float(np.max(np.abs(x - y), initial=0.0))
+        size = float(max(np.max(np.abs(y), initial=0.0), 1e-3))
+        name = f"{what} {jax.tree_util.keystr(path)}"
+        assert off <= CLOSE[dtype] * size, f"{name}: differs by {off:.3g} of {size:.3g}"
+
+
+def with_layer(spec: ModelSpec, room: str, **knobs: Any) -> ModelSpec:
+    """The same model with knobs of its repeated layer changed."""
+    name = {"mixers": "mixer", "ffns": "ffn"}[room]
+    (block,) = spec.repeat
+    return replace(spec, repeat=(replace(block, **{name: replace(getattr(block, name), **knobs)}),))

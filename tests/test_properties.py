@@ -1,0 +1,197 @@
+"""Does every layer keep the contract? The properties of tests/properties.py, found by file."""
+
+import functools
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from model.count import count
+from model.decoder import build
+from parallelism.axes import AXES
+from parallelism.mesh import make_mesh
+from parallelism.place import batch_sharding
+from tests import properties as p
+from tests.properties import Case, assert_close
+from train.paths import put
+from train.programs import state_shardings, traced
+from train.schedule import hyper
+from train.spec import RunSpec, from_dict, to_dict
+from train.step import abstract_state, initial_state
+
+layers = pytest.mark.parametrize("case", p.cases(every_variant=True), ids=str)
+kinds = pytest.mark.parametrize("case", p.cases(every_variant=False), ids=str)
+T = 9
+
+
+@functools.cache
+def layer(case: Case) -> p.Alone:
+    return p.alone(case.spec, room=case.room)
+
+
+# -- one layer -------------------------------------------------------------------------------------
+
+
+@layers
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_outputs_and_gradients_are_finite_and_keep_shape_and_dtype(case: Case, dtype: str):
+    one = layer(case)
+
+    @jax.jit
+    def run(params, x_BTD):
+        y_BTD, back = jax.vjp(one.apply, params, x_BTD)
+        return y_BTD, back(y_BTD)
+
+    for seq_len in (T, 1):
+        x_BTD = p.stream(2, seq_len, p.D_MODEL, dtype=dtype)
+        y_BTD, (grads, dx_BTD) = run(one.params, x_BTD)
+        assert y_BTD.shape == dx_BTD.shape == x_BTD.shape
+        assert y_BTD.dtype == dx_BTD.dtype == x_BTD.dtype
+        assert all(g.dtype == jnp.float32 for g in grads.values()), "gradients reduce in float32"
+        for leaf in jax.tree.leaves((y_BTD, grads, dx_BTD)):
+            assert bool(jnp.all(jnp.isfinite(leaf)))
+        assert bool(jnp.any(y_BTD != 0))
+
+
+@layers
+def test_future_tokens_get_zero_gradient_and_past_ones_do_not(case: Case):
+    seen_TT = p.sensitivity(layer(case), p.stream(1, T, p.D_MODEL))
+    past_TT = np.tril(np.ones((T, T), bool))
+    assert np.all(seen_TT[~past_TT] == 0)
+    if case.room == "mixers":
+        assert np.all(seen_TT[past_TT] > 0)
+    else:  # a position's own
+        assert np.all(np.diag(seen_TT) > 0)
+        assert np.all(seen_TT[~np.eye(T, dtype=bool)] == 0)
+
+
+@layers
+def test_documents_do_not_see_each_other(case: Case):
+    segments_1T = jnp.asarray([[0] * 4 + [1] * 3 + [2] * (T - 7)])
+    seen_TT = p.sensitivity(layer(case), p.stream(1, T, p.D_MODEL), segments_1T)
+    same_TT = np.asarray(segments_1T[0, :, None] == segments_1T[0, None, :])
+    past_TT = np.tril(np.ones((T, T), bool))
+    assert np.all(seen_TT[~(same_TT & past_TT)] == 0)
+    if case.room == "mixers":
+        assert np.all(seen_TT[same_TT & past_TT] > 0)
+
+
+@layers
+def test_a_prefix_is_treated_as_in_the_whole(case: Case):
+    one, x_BTD = layer(case), p.stream(2, T, p.D_MODEL)
+    whole_BTD = one.apply(one.params, x_BTD)
+    for length in (1, 4):
+        assert_close(one.apply(one.params, x_BTD[:, :length]), whole_BTD[:, :length])
+
+
+@layers
+def test_rows_of_a_batch_do_not_mix(case: Case):
+    one, x_BTD = layer(case), p.stream(4, T, p.D_MODEL)
+    order = jnp.asarray([2, 0, 3, 1])
+    assert_close(one.apply(one.params, x_BTD[order]), one.apply(one.params, x_BTD)[order])
+
+
+@layers
+def test_every_parameter_has_dims_from_the_axis_table(case: Case):
+    for path, d in layer(case).declarations.items():
+        assert d.dims and set(d.dims) <= set(AXES), path
+        assert set(d.contract) <= set(d.dims), path
+
+
+@layers
+def test_spec_survives_json(case: Case):
+    run = RunSpec(model=case.model)
+    assert from_dict(to_dict(run)) == run
+
+
+# -- a whole model ---------------------------------------------------------------------------------
+
+EXECUTIONS = [
+    {"layers": "scan", "remat": "none"},
+    {"layers": "unroll", "remat": "none"},
+    {"layers": "scan", "remat": "full"},
+    {"layers": "unroll", "remat": "dots"},
+]
+
+
+@kinds
+def test_scan_and_remat_change_the_program_and_nothing_else(case: Case):
+    model = build(case.model)
+    params, data = p.trained_params(model), p.batch(2, T)
+    programs, results = [], []
+    for execution in EXECUTIONS:
+        step = jax.jit(jax.value_and_grad(p.mean_loss(model, **execution))).trace(params, data)
+        programs.append(str(step.jaxpr))
+        results.append(step.lower().compile()(params, data))
+    assert len(set(programs)) == len(EXECUTIONS), "the executions made the same program"
+    assert "scan[" in programs[0] and "scan[" not in programs[1]
+    assert ["checkpoint" in text or "remat" in text for text in programs] == [False] * 2 + [
+        True
+    ] * 2
+    for execution, result in zip(EXECUTIONS[1:], results[1:], strict=True):
+        assert_close(result, results[0], what=str(execution))
+
+
+MESHES = {"data 8": {"data": 8}, "fsdp 8": {"fsdp": 8}, "both": {"fsdp": 4, "tensor": 2}}
+STEPS = 3
+
+
+@kinds
+def test_sharded_training_equals_unsharded(case: Case):
+    # eps well above the rounding of gradients: Adam turns noise around zero into steps of size lr
+    run = put(
+        RunSpec(model=case.model),
+        {
+            "data.seq_len": 16,
+            "budget.batch_tokens": 128,
+            "budget.tokens": 128 * STEPS,
+            "optim.eps": 1e-3,
+            "optim.lr": 0.05,
+        },
+    )
+    single = _trained(run)
+    layouts = set()
+    for name, mesh in MESHES.items():
+        spread = _trained(put(run, {f"execution.mesh.{k}": v for k, v in mesh.items()}))
+        layouts.add(str({k: v.sharding.spec for k, v in spread["params"].items()}))
+        assert all(len(v.sharding.device_set) == 8 for v in spread["params"].values())
+        if "fsdp" in mesh:
+            assert any(not v.sharding.is_fully_replicated for v in spread["params"].values())
+        assert_close(spread, single, what=name)
+    assert len(layouts) == len(MESHES), "two meshes laid the parameters out alike"
+    start = build(case.model).initialise(0)
+    assert all(np.any(np.asarray(single["params"][k]) != start[k]) for k in start)
+
+
+def _trained(run: RunSpec) -> dict:
+    """Parameters and losses after STEPS steps on one batch, compiled as train.programs does."""
+    mesh, model = make_mesh(run.execution.mesh), build(run.model)
+    shardings = state_shardings(model, abstract_state(model), mesh)
+    step, _ = traced(run, model, mesh)
+    rows = batch_sharding(mesh)
+    jitted = jax.jit(step, in_shardings=(shardings, None, rows), out_shardings=(shardings, None))
+    state = jax.device_put(initial_state(model, 0), shardings)
+    data = jax.device_put(p.batch(run.sequences_per_batch, run.data.seq_len), rows)
+    losses = []
+    for _ in range(STEPS):
+        state, loss = jitted(state, hyper(run), data)
+        losses.append(jax.block_until_ready(loss))
+    return {"params": state["params"], "losses": losses}
+
+
+@kinds
+def test_counted_flops_agree_with_the_compilers_count(case: Case):
+    # wide enough that what is not a matrix product is below 1 %
+    spec = replace(case.model, d_model=1024)
+    if hasattr(spec.repeat[0].mixer, "query_blocks"):  # XLA counts the scores that blocks skip
+        spec = p.with_layer(spec, "mixers", query_blocks=1)
+    seq_len, model = 64, build(spec)
+    params = {k: jax.ShapeDtypeStruct(d.shape, jnp.float32) for k, d in model.declarations.items()}
+    data = jax.eval_shape(lambda: p.batch(2, seq_len))
+    forward = p.mean_loss(model, layers="unroll", remat="none")
+    analysis = jax.jit(forward).lower(params, data).cost_analysis()
+    assert analysis is not None
+    counted = count(spec, seq_len=seq_len).flops_per_token["full_attn"] / 3 * 2 * seq_len
+    assert analysis["flops"] == pytest.approx(counted, rel=0.01)
