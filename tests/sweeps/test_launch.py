@@ -42,6 +42,17 @@ sys.exit(summary.exit_status)
 """
 
 
+STARTED: "list[subprocess.Popen[str]]" = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_outlives_a_failed_test():
+    """A killed parent's workers checkpoint and end by themselves."""
+    yield
+    while STARTED:
+        STARTED.pop().kill()
+
+
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("cache")
@@ -64,13 +75,15 @@ def plan(name: str, *, lrs=(1e-3, 2e-3), tokens: int = SHORT, **more) -> Plan:
 def started(root: Path, plan: Plan, *, workers: int = 1) -> "subprocess.Popen[str]":
     """The sweep as a process of its own."""
     path = plan.write(root)
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-c", SWEEP, str(path), str(root), str(workers)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         cwd=REPOSITORY,
     )
+    STARTED.append(process)
+    return process
 
 
 def wait_for(what: Callable[[], Any], process: "subprocess.Popen[str]", seconds: float = 90) -> Any:
