@@ -59,7 +59,10 @@ class Backtest:
     def text(self) -> str:
         if self.are is None:
             return "\n".join([*self.lines, "no budget could be held out: add a third budget"])
-        total = f"mean error {self.are:.2%}, bias {self.bias:+.2%}, {self.coverage:.0%} inside their interval"
+        total = (
+            f"mean error {self.are:.2%}, bias {self.bias:+.2%}, {self.coverage:.0%}"
+            " inside their interval"
+        )
         return "\n".join([*self.lines, total])
 
 

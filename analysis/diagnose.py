@@ -117,14 +117,19 @@ def warnings_of(
 ) -> list[str]:
     said = {
         FAILED: "the optimum is not confirmed by other starts: do not use these parameters",
-        AT_BOUND: "a parameter lies at its bound: the data want a simpler law or a wider range of runs",
-        MULTIMODAL: "several optima fit as well and predict different losses: add runs at a larger budget",
+        AT_BOUND: (
+            "a parameter lies at its bound: the data want a simpler law or a wider range of runs"
+        ),
+        MULTIMODAL: (
+            "several optima fit as well and predict different losses: add runs at a larger budget"
+        ),
     }
     out = [said[status]] if status in said else []
     out += ["the data do not separate " + ", ".join(d["params"]) for d in open_to]
     if lack["verdict"] == "FORM_REJECTED":
         out.append(
-            f"residuals are {lack['ratio']:.1f} times the noise of replicates: the law's form is rejected"
+            f"residuals are {lack['ratio']:.1f} times the noise of replicates: the law's"
+            " form is rejected"
         )
     if made is not None and made.singular:
         out.append(f"{made.singular} bootstrap draws had too few distinct points and were redrawn")

@@ -11,7 +11,6 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from analysis.artefact import Fit
 from analysis.isoflop import IsoFlop
@@ -20,26 +19,9 @@ from analysis.observations import Observations
 from analysis.optimum import along_budget
 from analysis.planner import optimum
 from analysis.predict import HeldOut, family, flops_per_token, log_spread
+from analysis.scales import count, flops, log_x, loss_label
 from analysis.svg import ACCENT, INK, MEASURED, MUTED, PAPER, STYLE, colour, figure
 from analysis.uncertainty import student_t
-
-
-def count(value: float, _: object = None) -> str:
-    """1250000 -> 1.25M: sizes and tokens as people say them."""
-    for unit, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if value >= unit * 0.9995:
-            return f"{value / unit:.3g}{letter}"
-    return f"{value:.3g}"
-
-
-def flops(value: float, _: object = None) -> str:
-    """3e13 -> 3·10¹³."""
-    if value <= 0:
-        return "0"
-    digits, _, exponent = f"{value:.1e}".partition("e")
-    digits, power = digits.removesuffix(".0"), int(exponent)
-    raised = str(power).translate(str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻"))
-    return f"10{raised}" if digits == "1" else f"{digits}·10{raised}"
 
 
 def valleys(found: IsoFlop, fit: Fit | None = None, heldout: Sequence[HeldOut] = ()) -> Figure:
@@ -83,9 +65,9 @@ def valleys(found: IsoFlop, fit: Fit | None = None, heldout: Sequence[HeldOut] =
             )
         for h in heldout:
             _held_point(axes, h.prediction.at["N"], h)
-        _log_x(axes, count)
+        log_x(axes, count)
         axes.set_xlabel(f"parameters N ({found.conventions.get('N', 'N')})")
-        axes.set_ylabel(_loss_label(found.conventions))
+        axes.set_ylabel(loss_label(found.conventions))
         handles = [
             axes.plot([], [], "o", color=MUTED, label="run")[0],
             axes.plot([], [], "--", color=MUTED, lw=1, label="parabola")[0],
@@ -157,9 +139,9 @@ def frontier(observations: Observations, fit: Fit, heldout: Sequence[HeldOut] = 
         for k, h in enumerate(heldout):
             if h.flops:
                 _held_point(axes, h.flops, h, label=k == 0)
-        _log_x(axes, flops)
+        log_x(axes, flops)
         axes.set_xlabel(f"training compute C, FLOPs ({fit.conventions.get('C', 'C')})")
-        axes.set_ylabel(_loss_label(fit.conventions))
+        axes.set_ylabel(loss_label(fit.conventions))
         axes.legend(loc="upper right", fontsize=9.5)
         return made
 
@@ -196,7 +178,7 @@ def residuals(observations: Observations, fit: Fit) -> Figure:
             panel.scatter(
                 x[name], 100 * off, c=shades, s=30, edgecolors=PAPER, linewidths=0.6, zorder=3
             )
-            _log_x(panel, count)
+            log_x(panel, count)
             panel.set_xlabel({"N": "parameters N", "D": "tokens D"}.get(name, name))
         axes[0].set_ylabel("measured / predicted - 1, %")
         return made
@@ -284,22 +266,3 @@ def _held_point(axes: Axes, at: float, h: HeldOut, *, label: bool = False) -> No
             zorder=5,
             label="measured" if label else None,
         )
-
-
-def _log_x(axes: Axes, text: object) -> None:
-    axes.set_xscale("log")
-    low, high = axes.get_xlim()
-    subs = (1.0, 2.0, 5.0) if high / low < 1e3 else (1.0,)
-    axes.xaxis.set_major_locator(LogLocator(subs=subs, numticks=12))
-    axes.xaxis.set_major_formatter(FuncFormatter(text))  # pyright: ignore[reportArgumentType]
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_locator(MaxNLocator(7))
-
-
-def _loss_label(conventions: object) -> str:
-    names = dict(conventions) if isinstance(conventions, dict) else {}
-    unit = names.get("loss_unit", "")
-    return f"{names.get('loss', 'loss')}" + (
-        f", {unit}" if unit and unit != "as in the file" else ""
-    )

@@ -38,6 +38,11 @@ def number(value: Any) -> str:
     return str(value)
 
 
+def times(value: float | None) -> str | None:
+    """How many times over, or None."""
+    return None if value is None else f"{value:.3g} x"
+
+
 def table(
     head: Sequence[str],
     rows: Sequence[Sequence[Any]],

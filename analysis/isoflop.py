@@ -45,7 +45,8 @@ class Valley:
             return head + f"no optimum: {self.reason}"
         o = self.optimum
         return head + (
-            f"N* {o['N']:.4g} [{o['N_lo']:.3g}, {o['N_hi']:.3g}], D* {o['D']:.4g}, loss {o['loss']:.4f}"
+            f"N* {o['N']:.4g} [{o['N_lo']:.3g}, {o['N_hi']:.3g}], D* {o['D']:.4g}, loss"
+            f" {o['loss']:.4f}"
         )
 
 
@@ -278,5 +279,6 @@ def _compare(valleys: list[Valley], fit: Fit | None) -> list[str]:
         "within the valley's own interval" if inside else "beyond its interval: trust the joint fit"
     )
     return [
-        f"at {top.flops:.3g} FLOPs the valley's N* is {gap:+.0%} of the joint fit's {joint:.3g}, {why}"
+        f"at {top.flops:.3g} FLOPs the valley's N* is {gap:+.0%} of the joint fit's"
+        f" {joint:.3g}, {why}"
     ]

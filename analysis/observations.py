@@ -17,21 +17,12 @@ from typing import Any
 
 import numpy as np
 
+from analysis.columns import conventions_of, mapping_of, parse_map
 from analysis.expression import keep
 from analysis.tables import Table, read
 from parallelism.errors import InputError, nearest
 
-SIX_ND = "six_nd"  # the convention C = 6 N D, the only one a file of N and D has
-DEFAULT_CONVENTION = "causal_attn"
-# dotted paths of a spec within which one law can hold in nats per token
-ONE_VALUE = (
-    "data.tokenizer",
-    "data.seq_len",
-    "data.sources",
-    "data.fingerprint",
-    "model.arch",
-    "schedule.kind",
-)
+__all__ = ["Observations", "observe", "parse_map"]
 
 
 @dataclass(frozen=True)
@@ -92,17 +83,6 @@ class Observations:
         return dataclasses.replace(self, reason=tuple(r or ids.get(i) for i, r in pairs))
 
 
-def parse_map(text: str | None) -> dict[str, str]:
-    """`N=Model Size,loss=y` -> the column of each quantity."""
-    out = {}
-    for part in (text or "").split(",") if text else []:
-        name, sign, column = part.partition("=")
-        if not sign or not name.strip() or not column.strip():
-            raise InputError("--map", part, "write N=column,D=column,loss=column")
-        out[name.strip()] = column.strip()
-    return out
-
-
 def observe(
     source: str | Path,
     *,
@@ -121,7 +101,7 @@ def observe(
     selected. Raises InputError.
     """
     table = read(source)
-    mapping = _mapping(table, dict(columns or {}), inputs, convention)
+    mapping = mapping_of(table, dict(columns or {}), inputs, convention)
     ids = _ids(table)
     reasons: list[str | None] = [None] * len(ids)
 
@@ -178,50 +158,15 @@ def observe(
         conventions={},
         rows=table.rows,
     )
-    return dataclasses.replace(found, conventions=_conventions(table, mapping, found, convention))
-
-
-def _mapping(
-    table: Table, given: dict[str, str], inputs: Sequence[str], convention: str | None
-) -> dict[str, str]:
-    known = table.columns
-    for name, column in given.items():
-        if column not in known:
-            raise InputError(
-                f"--map {name}", f"no column {column} in {table.source}", nearest(column, known)
-            )
-    if table.is_runs:
-        # compute without embeddings goes with parameters without them
-        which = "non_embedding" if convention == "six_nd_non_embedding" else "total"
-        default = {
-            "N": f"params.{which}",
-            "D": "tokens",
-            "C": f"C.{convention or DEFAULT_CONVENTION}",
-            "loss": "loss/val",
-        }
-        conventions = [c.removeprefix("C.") for c in known if c.startswith("C.")]
-        if "C" not in given and convention and convention not in conventions:
-            raise InputError("--convention", convention, nearest(convention, conventions))
-        mapping = {**default, **given}
-    else:
-        if convention not in (None, SIX_ND):
-            raise InputError(
-                "--convention", convention, "map the file's own FLOP column with --map C=column"
-            )
-        mapping = {n: n for n in ("N", "D", "C", "loss") if n in known} | given
-    for name in inputs:
-        if name not in mapping and name in known:
-            mapping[name] = name
-    derived = {"D"} if {"N", "C"} <= set(mapping) else set()
-    for name in (*inputs, "loss"):
-        if name not in mapping and name not in derived:
-            shown = ", ".join(known[:8])
-            raise InputError(
-                f"--map {name}",
-                f"no column {name} in {table.source}",
-                f"write --map {name}=COLUMN, one of {shown}",
-            )
-    return mapping
+    return dataclasses.replace(
+        found,
+        conventions=conventions_of(
+            table,
+            mapping,
+            [row for row, ok in zip(table.rows, found.used, strict=True) if ok],
+            six_nd=found.flops_per_token is None,
+        ),
+    )
 
 
 def _ids(table: Table) -> tuple[str, ...]:
@@ -258,47 +203,3 @@ def _number(value: Any) -> tuple[float, str | None]:
 
 def _shown(value: Any) -> Any:
     return value if isinstance(value, int | float | str) else None
-
-
-def _conventions(
-    table: Table, mapping: dict[str, str], found: Observations, convention: str | None
-) -> dict[str, Any]:
-    """What the columns mean; refuses used rows that cannot share a law."""
-    used = [row for row, ok in zip(table.rows, found.used, strict=True) if ok]
-    out: dict[str, Any] = dict(mapping)
-    if table.is_runs:
-        out["C"] = mapping["C"].removeprefix("C.")
-        out["loss_unit"] = "bits/byte" if mapping["loss"].startswith("bpb") else "nats/token"
-    else:
-        out.setdefault("D", "C / 6 N")
-        same = found.flops_per_token is None
-        out["C"] = SIX_ND if same else mapping["C"]
-        out["loss_unit"] = "as in the file"
-    for path in ONE_VALUE:
-        values = {_tag(row, path) for row in used} - {None}
-        if len(values) > 1 and not (path == "data.tokenizer" and mapping["loss"].startswith("bpb")):
-            shown = " and ".join(sorted(values)[:3])
-            raise InputError(
-                f"{table.source}: {path}",
-                f"mixed: {shown}",
-                f'choose one with --where, for example --where "{_example(path, sorted(values)[0])}"',
-            )
-        if values:
-            out[path] = next(iter(values))
-    return out
-
-
-def _tag(row: Mapping[str, Any], path: str) -> str | None:
-    """The value at a path, or all leaves below it, as one text."""
-    if path in row:
-        return str(row[path])
-    below = {k: row[k] for k in sorted(row) if k.startswith(path + ".")}
-    return json.dumps(below, default=str) if below else None
-
-
-def _example(path: str, value: str) -> str:
-    if value.startswith("{"):
-        path, text = next(iter(json.loads(value).items()))
-        value = str(text)
-    number = value.replace(".", "", 1).isdigit()
-    return f"{path} == {value}" if number else f"{path} == '{value}'"

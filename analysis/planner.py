@@ -58,20 +58,24 @@ class Sizing:
             line("N", self.N),
             line("D", self.D),
             line("loss", self.loss),
-            f"flat: N from {self.flat['N_lo']:.3g} to {self.flat['N_hi']:.3g} costs at most 0.1 % of loss",
+            f"flat: N from {self.flat['N_lo']:.3g} to {self.flat['N_hi']:.3g} costs at"
+            " most 0.1 % of loss",
             f"least regret: N {self.regret['N']:.4g}, D {self.regret['D']:.4g}"
-            f" (expected {self.regret['expected']:.3%} of loss, the optimum's {self.regret['of_optimum']:.3%})",
+            f" (expected {self.regret['expected']:.3%} of loss, the optimum's"
+            f" {self.regret['of_optimum']:.3%})",
         ]
         if self.inference is not None:
             i = self.inference
             lines.append(
-                f"with {i['tokens']:.3g} inference tokens: N {i['N']:.4g} [{i['N_lo']:.3g}, {i['N_hi']:.3g}],"
+                f"with {i['tokens']:.3g} inference tokens: N {i['N']:.4g}"
+                f" [{i['N_lo']:.3g}, {i['N_hi']:.3g}],"
                 f" D {i['D']:.4g}, the same loss for {i['saving']:.1%} less in all"
             )
         if self.devices is not None:
             d = self.devices
             lines.append(
-                f"{d['count']} x {d['kind']} at MFU {d['mfu']} ({d['mfu_origin']}): {d['wall_hours']:.3g} hours,"
+                f"{d['count']} x {d['kind']} at MFU {d['mfu']} ({d['mfu_origin']}):"
+                f" {d['wall_hours']:.3g} hours,"
                 f" {d['device_hours']:.4g} device hours"
             )
         return "\n".join(lines + [f"warning: {w}" for w in self.warnings])

@@ -41,7 +41,8 @@ class Prediction:
     def text(self) -> str:
         at = ", ".join(f"{k} {v:.4g}" for k, v in self.at.items())
         lines = [
-            f"{at}: {self.mean:.4f} [{self.lo:.4f}, {self.hi:.4f}] {self.unit} ({self.level:.0%} interval)",
+            f"{at}: {self.mean:.4f} [{self.lo:.4f}, {self.hi:.4f}] {self.unit}"
+            f" ({self.level:.0%} interval)",
             "sd: " + ", ".join(f"{k} {v:.4f}" for k, v in self.sd.items()),
         ]
         if self.extrapolation is not None:
@@ -85,7 +86,10 @@ class HeldOut:
             return head + ", not measured yet"
         verdict = "inside" if self.inside else "OUTSIDE"
         off = self.measured / p.mean - 1
-        return f"{head}, measured {self.measured:.4f} ({off:+.2%}): {verdict} the {p.level:.0%} interval"
+        return (
+            f"{head}, measured {self.measured:.4f} ({off:+.2%}): {verdict} the"
+            f" {p.level:.0%} interval"
+        )
 
 
 def parse_at(text: str) -> dict[str, float]:

@@ -71,7 +71,8 @@ def pose(observations: Observations, law: Law) -> Problem:
             raise InputError(
                 source,
                 f"one compute budget only ({levels.flops[0]:.3g} FLOPs)",
-                "add runs of at least one other budget, a factor of 3 away: along one budget N and D"
+                "add runs of at least one other budget, a factor of 3 away: along one"
+                " budget N and D"
                 " move together",
             )
         if (off := off_line(points)) < COLLINEAR:

@@ -1,4 +1,4 @@
-"""Which laws are there? One a file of this folder, found by file name; or anybody's, as `module:object`."""
+"""Which laws are there? One a file of this folder, found by its name; or `module:object`."""
 
 import importlib
 import pkgutil
@@ -14,7 +14,7 @@ def names() -> list[str]:
 
 
 def resolve(name: str) -> Law:
-    """The law `analysis/laws/<name>.py`, or `module:object`; raises InputError with the nearest name."""
+    """The law `analysis/laws/<name>.py`, or `module:object`; raises InputError."""
     if ":" not in name:
         if name not in names():
             raise InputError(

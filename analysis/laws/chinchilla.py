@@ -26,5 +26,5 @@ LAW = Law(
         + p["A"] * jnp.exp(-p["alpha"] * x["ln_N"])
         + p["B"] * jnp.exp(-p["beta"] * x["ln_D"])
     ),
-    domain="final losses of runs whose learning rate decayed over their own length, each token seen once",
+    domain="final losses, learning rate decayed over each run's own length, each token seen once",
 )

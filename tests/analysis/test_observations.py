@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from analysis.budgets import budgets
+from analysis.columns import parse_map
 from analysis.expression import keep
 from analysis.fit import fit
-from analysis.observations import observe, parse_map
+from analysis.observations import observe
 from analysis.tables import table
 from parallelism.errors import InputError
 from tests.analysis.synthetic import Truth, counts, grid, write_run, write_sweep

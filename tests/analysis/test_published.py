@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from analysis.columns import parse_map
 from analysis.fit import fit
-from analysis.observations import observe, parse_map
+from analysis.observations import observe
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = Path(os.environ.get("LADDER_PUBLISHED", ROOT.parent / "shared" / "published"))
@@ -23,7 +24,7 @@ pytestmark = [
     pytest.mark.published,
     pytest.mark.skipif(
         not FILE.exists(),
-        reason=f"{FILE} is absent: it is data/svg_extracted_data.csv of github.com/epoch-research/analyzing-chinchilla",
+        reason=f"no {FILE}: from github.com/epoch-research/analyzing-chinchilla",
     ),
 ]
 

@@ -15,6 +15,7 @@ from analysis.observations import observe
 from analysis.planner import optimum, size
 from analysis.predict import HeldOut, predict
 from analysis.report import write_report
+from analysis.scales import count, flops
 from parallelism.errors import InputError
 from tests.analysis.synthetic import Truth, grid, observations, write_run, write_sweep
 
@@ -172,14 +173,14 @@ def test_a_path_that_cannot_be_written_is_one_line(parts, tmp_path):
     [(1.25e6, "1.25M"), (999.6e6, "1B"), (7e9, "7B"), (1.4e12, "1.4T"), (512.0, "512")],
 )
 def test_counts_read_as_people_say_them(value, text):
-    assert figures.count(value) == text
+    assert count(value) == text
 
 
 @pytest.mark.parametrize(
     ("value", "text"), [(9.999e12, "10¹³"), (3e13, "3·10¹³"), (2.66e14, "2.7·10¹⁴")]
 )
 def test_flops_read_as_powers_of_ten(value, text):
-    assert figures.flops(value) == text
+    assert flops(value) == text
 
 
 def test_every_figure_draws_every_point(parts):

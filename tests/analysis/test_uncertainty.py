@@ -4,9 +4,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from analysis import laws
+from analysis.bootstrap import resample
+from analysis.budgets import Budgets
 from analysis.fit import fit
+from analysis.law import centred
 from analysis.predict import predict
-from analysis.uncertainty import form_sd, noise_of, noise_of_replicates, resample, student_t
+from analysis.problem import Problem
+from analysis.uncertainty import form_sd, noise_of, noise_of_replicates, student_t
 from parallelism.errors import InputError
 from tests.analysis.synthetic import Truth, grid, observations
 
@@ -117,20 +122,17 @@ def test_noise_of_replicates_is_the_pooled_spread():
     assert noise_of_replicates(y[::2], points[::2]) is None
 
 
-def draw(M, *, cluster=None, stratum=None, count=200):
-    points = np.arange(float(M))[:, None]
+def draw(M, *, cluster=None, stratum=None, repeats=1, count=200):
+    """Resamples of M rows at M / repeats distinct points, five parameters."""
+    points = np.repeat(np.arange(1.0, M // repeats + 1), repeats)
+    x = {"N": points, "D": points**2}
     y = np.random.default_rng(0).standard_normal(M)
-    return resample(
-        count,
-        y=y,
-        fitted=np.zeros(M),
-        cluster=np.arange(M) if cluster is None else cluster,
-        stratum=np.zeros(M, int) if stratum is None else stratum,
-        points=points,
-        weights=np.ones(M),
-        parameters=5,
-        seed=0,
-    )
+    label = np.zeros(M, int) if stratum is None else stratum
+    levels = Budgets(label, np.ones(int(label.max()) + 1), False)
+    ids = np.arange(M)
+    where = centred(laws.resolve("chinchilla"), x, np.exp(y))
+    rows = Problem(where, x, y, None, levels, ids, ids if cluster is None else cluster)
+    return resample(rows, fitted=np.zeros(M), weights=np.ones(M), count=count, seed=0)
 
 
 def test_many_points_are_resampled_in_pairs_within_budgets():
@@ -159,21 +161,10 @@ def test_rows_of_one_cluster_are_drawn_together():
 def test_draws_with_too_few_distinct_points_are_counted_and_redrawn():
     made = draw(18, cluster=np.repeat(np.arange(6), 3), count=500)
     assert made.singular == 0  # two clusters hold six points
-    points = np.repeat(np.arange(6.0), 3)[:, None]
-    redrawn = resample(
-        500,
-        y=np.zeros(18),
-        fitted=np.zeros(18),
-        cluster=np.arange(18),
-        stratum=np.zeros(18, int),
-        points=points,
-        weights=np.ones(18),
-        parameters=5,
-        seed=0,
-    )
+    redrawn = draw(18, repeats=3, count=500)
     assert redrawn.singular > 0
     for weights in redrawn.weights_SM:
-        assert len(np.unique(points[weights > 0])) >= 5
+        assert len(np.unique(np.arange(18)[weights > 0] // 3)) >= 5
 
 
 def test_one_bad_fold_is_believed_and_good_folds_leave_the_prior():
