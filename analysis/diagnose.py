@@ -135,6 +135,8 @@ def warnings_of(
         out.append(f"{made.singular} bootstrap draws had too few distinct points and were redrawn")
     if made is not None and made.failed:
         out.append(f"{made.failed} bootstrap draws had no optimum and were left out")
+    if problem.C is None:
+        return out
     if problem.levels.are_bands:
         out.append("compute is spread evenly: bands of compute stand in for budgets in hold-outs")
         return out

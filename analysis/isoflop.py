@@ -237,7 +237,7 @@ def _exponents(
     c = np.log([v.flops for v, _ in found])
     out = {}
     vertex_KS = np.stack([d for _, d in found])
-    slope_S = _slope(c, np.nan_to_num(vertex_KS, nan=np.nanmean(vertex_KS)))
+    slope_S = _slope(c, np.nan_to_num(vertex_KS, nan=float(np.nanmean(vertex_KS))))
     for name in ("N", "D"):
         y = np.log([v.optimum[name] for v, _ in found if v.optimum])
         slope = float(_slope(c, y[:, None])[0])

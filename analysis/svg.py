@@ -7,6 +7,7 @@ drawing follows the reader's colour scheme. Text stays text in the page's font.
 
 import io
 import re
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -27,7 +28,7 @@ VARIABLES = {
 # budgets from small to large: blue to red through green and amber, each readable on white and on
 # near-black
 RAMP = ("#4378c4", "#2a9d9a", "#5aa454", "#d19a2e", "#d4683c", "#b9476b")
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 10.5,

@@ -22,8 +22,8 @@ def depth(d_model: int) -> int:
 def dense(d_model: int = 128) -> ModelSpec:
     """Pre-norm decoder: RMSNorm, rotary attention with QK-norm, SwiGLU, untied readout, muP.
 
-    QK-norm because seeds of small runs differ by a third as much with it (0.4 against 1.2 % of loss
-    at width 32 and 1.2M tokens, two seeds each).
+    QK-norm because it takes 2.3 % off the loss of a small run (1.785 against 1.828 nats at width
+    32, 1.2M bytes, batches of 512, lr 0.01; two seeds each, which differ by less than 0.5 %).
     """
     block = BlockSpec(
         mixer=_mixer("attention", d_head=_d_head(d_model), qk_norm=True), ffn=_ffn("swiglu")

@@ -189,7 +189,7 @@ def assert_close(a: Any, b: Any, *, dtype: str = "float32", what: str = "") -> N
         x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
         assert x.shape == y.shape
         off = float(np.max(np.abs(x - y), initial=0.0))
-        size = float(max(np.max(np.abs(y), initial=0.0), 1e-3))
+        size = float(max(np.max(np.abs(y), initial=0.0), ROUNDING))
         name = f"{what} {jax.tree_util.keystr(path)}"
         assert off <= CLOSE[dtype] * size, f"{name}: differs by {off:.3g} of {size:.3g}"
 

@@ -262,47 +262,6 @@ def _ended(run: RunDir) -> Outcome | None:
     )
 
 
-def _spread(state: State, shardings: Any) -> State:
-    """Host arrays onto the mesh; every process holds the whole value and places its own shards."""
-    return jax.tree.map(
-        lambda x, s: jax.make_array_from_callback(x.shape, s, lambda index, x=x: x[index]),
-        state,
-        shardings,
-    )
-
-
-def _placer(
-    ready: Programs, spec: RunSpec
-) -> tuple[Callable[[Batch], dict[str, jax.Array]], dict[str, int]]:
-    """(this process's rows of a batch -> the global batch on the mesh, which rows those are).
-
-    A process reads only its own rows where its devices hold exactly those; on a mesh whose replicas
-    span processes every process reads the whole batch and places the shards it holds.
-    """
-    sharding = batch_sharding(ready.mesh)
-    shape = (spec.sequences_per_batch, spec.data.seq_len)
-    processes, index = jax.process_count(), jax.process_index()
-    if processes == 1:
-        return lambda batch: jax.device_put(batch._asdict(), sharding), {}
-    held = {
-        s[0].indices(shape[0])[:2] for s in sharding.addressable_devices_indices_map(shape).values()
-    }
-    low, high = min(a for a, _ in held), max(b for _, b in held)
-    size = shape[0] // processes
-    if shape[0] % processes == 0 and (low, high) == (index * size, (index + 1) * size):
-
-        def local(batch: Batch) -> dict[str, jax.Array]:
-            make = jax.make_array_from_process_local_data
-            return {k: make(sharding, v, shape) for k, v in batch._asdict().items()}
-
-        return local, {"process_index": index, "process_count": processes}
-
-    def whole(batch: Batch) -> dict[str, jax.Array]:
-        return _spread(batch._asdict(), {k: sharding for k in batch._asdict()})
-
-    return whole, {}
-
-
 def _window(state: State, ready: Programs) -> tuple[dict[str, float], State, str | None]:
     """Means since the last log point, the state with an empty window, and why the run is bad if it
     is.
@@ -327,26 +286,3 @@ def _devices(spec: RunSpec) -> dict[str, Any]:
         "processes": jax.process_count(),
         "resolved": resolved_execution(spec),
     }
-
-
-@contextlib.contextmanager
-def _interrupts() -> Iterator[threading.Event]:
-    """Ctrl-C and SIGTERM end the run after the step in hand, with a checkpoint; a second one ends
-    it at once.
-    """
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-
-    def on_signal(number: int, frame: Any) -> None:
-        if event.is_set():
-            raise KeyboardInterrupt
-        event.set()
-
-    before = {s: signal.signal(s, on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield event
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

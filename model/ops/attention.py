@@ -46,17 +46,37 @@ def attention(
     """
     B, T, H, K = q_BTHK.shape
     J = k_BTJK.shape[2]
-    q_BTJGK = (q_BTHK * jnp.asarray(scale, q_BTHK.dtype)).reshape(B, T, J, H // J, K)
+    G = H // J
+    # heads before positions once, here: products batched over leading dims need no copies of the
+    # scores, and the query heads of a key-value head are rows of one product
+    q_BJGTK = (q_BTHK * jnp.asarray(scale, q_BTHK.dtype)).reshape(B, T, J, G, K)
+    q_BJGTK = q_BJGTK.transpose(0, 2, 3, 1, 4)
+    k_BJTK, v_BJTK = k_BTJK.swapaxes(1, 2), v_BTJK.swapaxes(1, 2)
     edges = [T * i // blocks for i in range(blocks + 1)]
     out = []
     for low, high in zip(edges[:-1], edges[1:], strict=True):
         if low == high:
             continue
-        q, k, v = q_BTJGK[:, low:high], k_BTJK[:, :high], v_BTJK[:, :high]
-        score = jnp.einsum("btjgk,bsjk->bjgts", q, k, preferred_element_type=jnp.float32)
+        rows = high - low
+        q, k, v = q_BJGTK[:, :, :, low:high], k_BJTK[:, :, :high], v_BJTK[:, :, :high]
+        score = jnp.einsum(
+            "bjrk,bjsk->bjrs",
+            q.reshape(B, J, G * rows, K),
+            k,
+            preferred_element_type=jnp.float32,
+        ).reshape(B, J, G, rows, high)
         seen_BTS = (jnp.arange(low, high)[:, None] >= jnp.arange(high)[None])[None]
         if segments_BT is not None:
             seen_BTS = seen_BTS & (segments_BT[:, low:high, None] == segments_BT[:, None, :high])
-        weight = jax.nn.softmax(jnp.where(seen_BTS[:, None, None], score, MASKED), axis=-1)
-        out.append(jnp.einsum("bjgts,bsjk->btjgk", weight.astype(v.dtype), v))
-    return jnp.concatenate(out, axis=1).reshape(B, T, H, K)
+        score = jnp.where(seen_BTS[:, None, None], score, MASKED)
+        weight = jnp.exp(score - jax.lax.stop_gradient(jnp.max(score, axis=-1, keepdims=True)))
+        y = jnp.einsum(
+            "bjrs,bjsk->bjrk",
+            weight.astype(v.dtype).reshape(B, J, G * rows, high),
+            v,
+            preferred_element_type=jnp.float32,
+        ).reshape(B, J, G, rows, K)
+        # the softmax's division on K values a row instead of `high`: one pass over scores less
+        out.append((y / jnp.sum(weight, axis=-1, keepdims=True)).astype(v.dtype))
+    y_BJGTK = jnp.concatenate(out, axis=3)
+    return y_BJGTK.transpose(0, 3, 1, 2, 4).reshape(B, T, H, K)

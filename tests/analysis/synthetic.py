@@ -61,7 +61,7 @@ def write_run(
     width: int,
     tokens: float,
     loss: float,
-    status=DONE,
+    status: str | None = DONE,
     reason=None,
     seed=0,
     **changes,

@@ -119,6 +119,7 @@ def test_runs_become_observations_with_their_conventions(sweep):
     assert found.conventions["N"] == "params.total"
     assert found.conventions["C"] == "causal_attn"
     assert found.conventions["loss_unit"] == "nats/token"
+    assert found.flops_per_token is not None
     for n, per_token in found.flops_per_token:
         width = next(w for w in range(16, 400, 16) if counts(w)[0] == n)
         assert per_token == pytest.approx(counts(width)[1])
