@@ -5,28 +5,27 @@ finish.
 import contextlib
 import dataclasses
 import math
-import signal
 import sys
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from model.count import count
-from parallelism.place import batch_sharding, replicated
+from parallelism.place import replicated
 from train.checkpoint import Checkpoints
 from train.data.pipeline import open_data
-from train.data.rows import Batch
 from train.evaluate import evaluate
+from train.interrupts import interrupts, lead_says
 from train.programs import Compilation, Programs, programs, resolved_execution, use_cache
 from train.record import DIVERGED, DONE, RunDir, environment
 from train.schedule import hyper
 from train.spec import FORMAT as SPEC_FORMAT
 from train.spec import RunSpec, to_dict
+from train.spread import placer, spread
 from train.step import State, abstract_state, empty_window, initial_state
 from train.tracker import open_tracker
 
@@ -77,14 +76,18 @@ def train(spec: RunSpec, *, root: Path, progress: Report | None = None) -> Outco
     """
     run = RunDir(root / spec.run_id)
     run.check_format()
-    if (ended := _ended(run)) is not None:
-        return ended
-    lead = jax.process_index() == 0
-    with run.claim() if lead else contextlib.nullcontext({}) as held:
+    lead = jax.process_index() == 0  # looks and claims for all processes
+    standing = _ended(run) if lead else None
+    with run.claim() if lead and standing is None else contextlib.nullcontext({}) as held:
         if held is None:
-            return Outcome(spec.run_id, "held", f"process {run.owner()} is training it", {}, [])
-        if (ended := _ended(run)) is not None:  # another process finished it between the two looks
-            return ended
+            reason = f"process {run.owner()} is training it"
+            standing = Outcome(spec.run_id, "held", reason, {}, [])
+        elif (
+            lead and standing is None
+        ):  # another process may have finished it between the two looks
+            standing = _ended(run)
+        if lead_says(standing is not None):
+            return standing or _ended(run) or Outcome(spec.run_id, "held", None, {}, [])
         return _train(spec, run, cache=root / ".cache", progress=progress or (lambda _: None))
 
 
@@ -102,7 +105,7 @@ def _train(spec: RunSpec, run: RunDir, *, cache: Path, progress: Report) -> Outc
         cache=cache / "data",
         vocab=spec.model.vocab,
     )
-    place, share = _placer(ready, spec)
+    place, share = placer(ready.mesh, spec)
     counts = count(spec.model, seq_len=spec.data.seq_len, remat=spec.execution.remat)
     flops_per_token = counts.flops_per_token["causal_attn"]
 
@@ -114,7 +117,7 @@ def _train(spec: RunSpec, run: RunDir, *, cache: Path, progress: Report) -> Outc
         say=lambda text: print(text, file=sys.stderr, flush=True),
     )
     if found is None:
-        step, state = 0, _spread(initial_state(ready.model, spec.seed), ready.shardings)
+        step, state = 0, spread(initial_state(ready.model, spec.seed), ready.shardings)
     else:
         step, state, position = found
         data.check_position(position)
@@ -192,15 +195,21 @@ def _train(spec: RunSpec, run: RunDir, *, cache: Path, progress: Report) -> Outc
             / (time.perf_counter() - clock),
         }
         if ledger is not None and tracker is not None:
-            ledger.append(row)
+            row = ledger.append(row)
             tracker.log(row)
         show("train")
 
+    def save() -> None:
+        if ledger is not None:
+            ledger.sync()  # a checkpoint never knows more than the ledger
+        checkpoints.save(step, state, data.position(step))
+
     try:
-        with _interrupts() as interrupted:
+        with interrupts() as interrupted:
             # Steps
             losses: deque[jax.Array] = deque()
-            while step < spec.steps and not interrupted.is_set() and bad is None:
+            stop = False
+            while step < spec.steps and not stop and bad is None:
                 batch = place(data.batch(step, **share))
                 state, loss = ready.step(state, numbers, batch)
                 step += 1
@@ -211,8 +220,10 @@ def _train(spec: RunSpec, run: RunDir, *, cache: Path, progress: Report) -> Outc
                 # Log, evaluate
                 every = spec.evaluation.every
                 evaluated = step == spec.steps or (every is not None and step % every == 0)
-                if evaluated or step % spec.execution.log_every == 0:
+                logged = evaluated or step % spec.execution.log_every == 0
+                if logged:
                     log(evaluated=evaluated)
+                stop = interrupted.stop(agree=logged)
 
                 # Checkpoint
                 if (
@@ -220,19 +231,19 @@ def _train(spec: RunSpec, run: RunDir, *, cache: Path, progress: Report) -> Outc
                     and step < spec.steps
                     and bad is None
                 ):
-                    checkpoints.save(step, state, data.position(step))
+                    save()
 
         # End
         if step < spec.steps and bad is None:
             if step > first_step and step not in checkpoints.manager.all_steps():
-                checkpoints.save(step, state, data.position(step))
+                save()
             checkpoints.wait()
             reason = f"stopped at step {step} of {spec.steps}; the same command resumes"
             return Outcome(run.run_id, "interrupted", reason, row, compilations)
         if step == first_step and bad is None:  # killed between the last checkpoint and the result
             log(evaluated=True)
         if bad is None and step > first_step:
-            checkpoints.save(step, state, data.position(step))
+            save()
         checkpoints.wait()
         status = DONE if bad is None else DIVERGED
         if ledger is not None and tracker is not None:
@@ -268,10 +279,12 @@ def _window(state: State, ready: Programs) -> tuple[dict[str, float], State, str
     """
     sums = {name: float(value) for name, value in jax.device_get(state["window"]).items()}
     bad = int(jax.device_get(state["bad"]))
-    state = {**state, "window": _spread(empty_window(), ready.shardings["window"])}
+    state = {**state, "window": spread(empty_window(), ready.shardings["window"])}
     if bad:
         return {}, state, f"non-finite loss or gradient at step {bad}"
-    n = max(1.0, sums["count"])
+    n = sums["count"]
+    if n == 0:  # nothing was trained since the last log point: there is no mean
+        return {}, state, None
     return {"loss/train": sums["loss"] / n, "stat/grad_norm": sums["grad_norm"] / n}, state, None
 
 

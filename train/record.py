@@ -10,7 +10,6 @@ imports no jax: analysis reads runs through it.
 import contextlib
 import dataclasses
 import errno
-import fcntl
 import json
 import math
 import os
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from parallelism.errors import InputError
+from train import lock
 
 FORMAT = 1  # of the run directory
 
@@ -126,7 +126,8 @@ class RunDir:
         try:
             temporary.write_text(text)
             os.replace(temporary, path)
-            return Ledger(open(path, "a"), path)  # noqa: SIM115  closed by Ledger.close
+            last = kept[-1] if kept else None
+            return Ledger(open(path, "a"), path, last)  # noqa: SIM115  closed by Ledger.close
         except OSError as error:
             raise disk_error(error, path) from error
 
@@ -213,54 +214,46 @@ class RunDir:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            file = open(self.path / "lock", "a+")  # noqa: SIM115  closed below
+            held = lock.take(self.path / "lock")
         except OSError as error:
             raise disk_error(error, self.path) from error
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield None
-                return
-            file.seek(0)
-            before = file.read().strip()
-            owner = {"pid": os.getpid(), "host": platform.node(), "since": time.time()}
-            file.truncate(0)
-            file.write(json.dumps(owner))
-            file.flush()
-            try:
-                yield {**owner, "taken_over": json.loads(before) if before else None}
-            finally:
-                file.truncate(0)
-                file.flush()
+        try:
+            yield None if held is None else held.about
+        finally:
+            if held is not None:
+                held.release()
 
     def owner(self) -> dict[str, Any] | None:
         """Who holds the run now, or None."""
-        path = self.path / "lock"
-        if not path.exists():
-            return None
-        with open(path) as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                text = file.read().strip()
-                return json.loads(text) if text else {}
-            return None
+        return lock.owner(self.path / "lock")
 
 
 @dataclasses.dataclass
 class Ledger:
-    """An open metrics.jsonl: one JSON object a log point."""
+    """An open metrics.jsonl: one JSON object a log point, `last` the newest of them."""
 
     file: IO[str]
     path: Path
+    last: dict[str, Any] | None = None
 
-    def append(self, row: dict[str, Any]) -> None:
+    def append(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The row of this step as it stands: one that is there already is kept."""
+        if self.last is not None and self.last["step"] == row["step"]:
+            return self.last
         # a missing number is missing: non-finite values never enter the ledger
         row = {k: v for k, v in row.items() if not (isinstance(v, float) and not math.isfinite(v))}
         try:
             self.file.write(json.dumps(row, allow_nan=False) + "\n")
             self.file.flush()
+        except OSError as error:
+            raise disk_error(error, self.path) from error
+        self.last = row
+        return row
+
+    def sync(self) -> None:
+        """Onto the disk, not only into the kernel."""
+        try:
+            os.fsync(self.file.fileno())
         except OSError as error:
             raise disk_error(error, self.path) from error
 
