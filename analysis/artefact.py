@@ -54,6 +54,7 @@ class Fit:
     noise: dict[str, Any]  # sd of log loss, dof, origin
     lack_of_fit: dict[str, Any]
     form: float  # relative error of form per e-fold of compute beyond the data
+    calibration: float  # factor on intervals, from the coverage of the back-test
     theta: list[float]  # fit coordinates
     samples: list[list[float]]  # bootstrap draws in fit coordinates
     centre: list[float]

@@ -26,6 +26,7 @@ from analysis.uncertainty import (
 
 DRAWS = 100  # bootstraps of a fold: its spread to 7 %
 STARTS = 16
+CALIBRATED = 20  # held-out points from which on their coverage scales the intervals: guess
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class Backtest:
     bias: float | None  # mean of predicted / measured - 1
     coverage: float | None  # share of measured losses inside their interval
     form: float  # relative error of form per e-fold of compute
+    # factor on intervals that covers the held-out points at the level; 1 or more
+    calibration: float
 
     @property
     def lines(self) -> list[str]:
@@ -76,6 +79,7 @@ def rolling(
     """
     folds: list[dict[str, Any]] = []
     errors: list[tuple[float, float, float]] = []
+    spreads: list[tuple[np.ndarray, np.ndarray, float, int]] = []
     levels = problem.levels
     starts = np.concatenate([best[None], problem.where.starts(STARTS, seed=seed)])
     for k in range(1, levels.count):
@@ -94,17 +98,40 @@ def rolling(
         log_SQ = np.log(evaluate(problem.where, made.samples_Sp, x))
         error = problem.fitted(theta)[held] - problem.y[held]
         beyond = float(np.log(levels.flops[k] / levels.flops[k - 1]))
-        variance = statistical_sd(log_SQ) ** 2 + noise.sd**2 + (form_sd([]) * beyond) ** 2
-        half = student_t(level, noise.dof) * np.sqrt(variance)
+        variance = statistical_sd(log_SQ) ** 2 + noise.sd**2
+        spreads.append((error, variance, beyond, noise.dof))
+        half = _half(variance, beyond, noise.dof, form=form_sd([]), level=level)
         common = statistical_sd(log_SQ.mean(1, keepdims=True))[0]
         errors.append((float(error.mean()), float(common**2 + noise.sd**2 / held.sum()), beyond))
         folds.append({**fold, **_scored(problem, held, error, half)})
     done = [f for f in folds if "skipped" not in f]
     if not done:
-        return Backtest(folds, None, None, None, form_sd([]))
+        return Backtest(folds, None, None, None, form_sd([]), 1.0)
     total = sum(f["held_out"] for f in done)
     are, bias = (sum(f[key] * f["held_out"] for f in done) / total for key in ("are", "bias"))
-    return Backtest(folds, are, bias, sum(f["inside"] for f in done) / total, form_sd(errors))
+    coverage = sum(f["inside"] for f in done) / total
+    form = form_sd(errors)
+    return Backtest(folds, are, bias, coverage, form, _calibration(spreads, form, level))
+
+
+def _half(
+    variance: np.ndarray, beyond: float, dof: int, *, form: float, level: float
+) -> np.ndarray:
+    """Half intervals of log loss, `beyond` e-folds of compute above the data."""
+    return student_t(level, dof) * np.sqrt(variance + (form * beyond) ** 2)
+
+
+def _calibration(
+    spreads: list[tuple[np.ndarray, np.ndarray, float, int]], form: float, level: float
+) -> float:
+    """What the half intervals, with the error of form in them, must be multiplied by to hold
+    `level` of the points."""
+    ratios = [
+        np.abs(error) / _half(variance, beyond, dof, form=form, level=level)
+        for error, variance, beyond, dof in spreads
+    ]
+    ratio = np.concatenate(ratios)
+    return max(1.0, float(np.quantile(ratio, level))) if len(ratio) >= CALIBRATED else 1.0
 
 
 def _fit_below(

@@ -9,6 +9,9 @@ import numpy as np
 from analysis.problem import Problem
 from analysis.solve import solve
 
+# distinct points a parameter: draws of fewer than p of them have no chance worth looking for
+MANY = 10
+
 
 @dataclass(frozen=True)
 class Resamples:
@@ -112,7 +115,7 @@ def resample(
     _, first = np.unique(which, return_index=True)
     strata = _merged(problem.stratum[live][first])
     _, point = np.unique(problem.points[live], axis=0, return_inverse=True)
-    times_SK = np.zeros((count, len(names)), np.int64)
+    times_SK = np.zeros((count, len(names)), np.int16)
     redraw = np.arange(count)
     singular = 0
     for _ in range(100):
@@ -121,6 +124,8 @@ def resample(
             even = np.full(len(members), 1 / len(members))
             drawn = rng.multinomial(len(members), even, len(redraw))
             times_SK[np.ix_(redraw, members)] = drawn
+        if point.max() >= MANY * p:
+            break
         seen = np.zeros((len(redraw), int(point.max()) + 1), bool)
         s, row = np.nonzero(times_SK[redraw][:, which])
         seen[s, point.ravel()[row]] = True

@@ -88,7 +88,7 @@ def conventions_of(
         out["C"] = SIX_ND if six_nd else mapping["C"]
         out["loss_unit"] = "as in the file"
     for path in ONE_VALUE:
-        values = {_tag(row, path) for row in used} - {None}
+        values = {tag for row in used if (tag := _tag(row, path)) is not None}
         if len(values) > 1 and not (path == "data.tokenizer" and mapping["loss"].startswith("bpb")):
             shown = " and ".join(sorted(values)[:3])
             raise InputError(

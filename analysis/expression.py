@@ -144,14 +144,9 @@ class _Reader:
         key = f"{name} {k} {ast.dump(node)}"
         if key not in self.ranks:
             column = self.column(node)
-            numbers = sorted(
-                (
-                    float(r[column])
-                    for r in self.rows
-                    if isinstance(r.get(column or ""), int | float)
-                ),
-                reverse=RANKS[name],
-            )
+            values = [] if column is None else [row.get(column) for row in self.rows]
+            numbers = [float(v) for v in values if isinstance(v, int | float)]
+            numbers.sort(reverse=RANKS[name])
             if not 1 <= k <= len(numbers):
                 raise InputError(
                     "--where",

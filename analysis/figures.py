@@ -18,10 +18,9 @@ from analysis.law import evaluate
 from analysis.observations import Observations
 from analysis.optimum import along_budget
 from analysis.planner import optimum
-from analysis.predict import HeldOut, family, flops_per_token, log_spread
+from analysis.predict import HeldOut, family, flops_per_token, half_interval, log_spread
 from analysis.scales import count, flops, log_x, loss_label
 from analysis.svg import ACCENT, INK, MEASURED, MUTED, PAPER, STYLE, colour, figure
-from analysis.uncertainty import student_t
 
 
 def valleys(found: IsoFlop, fit: Fit | None = None, heldout: Sequence[HeldOut] = ()) -> Figure:
@@ -102,7 +101,7 @@ def frontier(observations: Observations, fit: Fit, heldout: Sequence[HeldOut] = 
             u, _ = along_budgets(fit, span, log_N)
             at = {"N": np.exp(u), "D": span / flops_per_token(fit, np.exp(u))}
             log_mean, sd = log_spread(fit, at)
-            half = student_t(fit.level, fit.dof) * np.sqrt(sum(v**2 for v in sd.values()))
+            half = half_interval(fit, sd, level=fit.level)
             mean = np.exp(log_mean)
             axes.fill_between(
                 span,

@@ -103,6 +103,7 @@ def fit(
         noise={"sd": noise.sd, "dof": noise.dof, "origin": noise.origin},
         lack_of_fit=lack,
         form=test.form,
+        calibration=test.calibration,
         theta=best.tolist(),
         samples=made.samples_Sp.tolist() if made else [],
         centre=problem.where.centre.tolist(),

@@ -16,8 +16,13 @@ from analysis.artefact import FAILED, Fit
 from analysis.devices import Devices
 from analysis.law import evaluate
 from analysis.optimum import along_budget, along_loss
-from analysis.predict import extrapolation, family, flops_per_token, log_spread
-from analysis.uncertainty import student_t
+from analysis.predict import (
+    extrapolation,
+    family,
+    flops_per_token,
+    half_interval,
+    log_spread,
+)
 from parallelism.errors import InputError
 
 FLAT = 1e-3  # relative loss above the optimum's that nobody would notice
@@ -100,7 +105,7 @@ def size(
     D_S = flops / flops_per_token(fit, N_S)
     best = {"N": np.array([N]), "D": D_S[:1]}
     _, sd = log_spread(fit, best)
-    half = student_t(level, fit.dof) * float(np.sqrt(sum(v[0] ** 2 for v in sd.values())))
+    half = float(half_interval(fit, sd, level=level)[0])
     loss = float(L_S[0])
 
     grid = _grid(fit, flops)

@@ -142,8 +142,7 @@ def predict(fit: Fit, at: Mapping[str, float], *, level: float | None = None) ->
     level = level or fit.level
     point = {name: np.array([at[name]]) for name in needed}
     log_mean, sd = log_spread(fit, point)
-    total = float(np.sqrt(sum(v[0] ** 2 for v in sd.values())))
-    half = student_t(level, fit.dof) * total
+    half = half_interval(fit, sd, level=level)[0]
     mean = float(np.exp(log_mean[0]))
     outside = _outside(fit, at)
     beyond = extrapolation(fit, point)
@@ -159,6 +158,12 @@ def predict(fit: Fit, at: Mapping[str, float], *, level: float | None = None) ->
         outside=outside,
         unit=str(fit.conventions.get("loss_unit", "")),
     )
+
+
+def half_interval(fit: Fit, sd: Mapping[str, np.ndarray], *, level: float) -> np.ndarray:
+    """(Q,) half widths of the intervals of log loss that follow from relative sds."""
+    total = np.sqrt(sum(v**2 for v in sd.values()))
+    return fit.calibration * student_t(level, fit.dof) * total
 
 
 def log_spread(fit: Fit, x: Mapping[str, np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:

@@ -134,6 +134,9 @@ def law(fit: Fit) -> str:
         ),
         "lack of fit": fit.lack_of_fit.get("verdict"),
         "error of form": f"{fit.form:.2%} of the loss for each e-fold of compute beyond the data",
+        "calibration": None
+        if fit.calibration == 1
+        else f"intervals are {fit.calibration:.2f} times wider, for the back-test's sake",
         "not identified": "; ".join(", ".join(u["params"]) for u in fit.unidentified) or "nothing",
         "bootstrap": _bootstrap(fit),
     }

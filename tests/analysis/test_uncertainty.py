@@ -76,6 +76,27 @@ def test_interval_grows_with_extrapolation_and_its_sources_add_up():
     assert widths == sorted(widths)
 
 
+def test_intervals_that_missed_held_out_points_are_widened_until_they_hold_them():
+    """Heavy tails: a tenth of the runs is six times as noisy, which a robust scale does not see."""
+    truth = Truth()
+    N, D = grid(truth, budgets=6, sizes=12)
+    rng = np.random.default_rng(4)
+    heavy = np.where(rng.random(len(N)) < 0.12, 6.0, 1.0)
+    loss = truth.loss(N, D) * np.exp(0.002 * heavy * rng.standard_normal(len(N)))
+    wide = fit(observations(N, D, loss), bootstrap=50)
+    assert wide.backtest["coverage"] < 0.93
+    assert wide.calibration > 1.1
+    points = [p for f in wide.backtest["folds"] if "points" in f for p in f["points"]]
+    half = [np.log(p["hi"] / p["predicted"]) * wide.calibration for p in points]
+    off = [abs(np.log(p["measured"] / p["predicted"])) for p in points]
+    assert np.mean(np.array(off) <= half) >= 0.93
+    calm = fit(
+        observations(N, D, truth.loss(N, D) * np.exp(0.002 * rng.standard_normal(len(N)))),
+        bootstrap=50,
+    )
+    assert calm.calibration < 1.1
+
+
 def test_a_point_far_from_the_fitted_ratios_is_outside_the_domain():
     truth = Truth()
     N, D = grid(truth)
