@@ -84,7 +84,7 @@ def _headline(fit: Fit, held: list[HeldOut], sizing: Sizing | None) -> list[tupl
                 " its interval"
             )
             out.append((f"measured afterwards: {off}", f"{h.measured:.4f}"))
-    out.append(("noise between runs, of the loss", f"{fit.noise['sd']:.2%}"))
+    out.append(("scatter of runs about the law, of the loss", f"{fit.noise['sd']:.2%}"))
     if sizing is not None:
         shown = f"{count(sizing.N['value'])} on {count(sizing.D['value'])}"
         out.append((f"parameters and tokens for {flops(sizing.flops)} FLOPs", shown))

@@ -16,8 +16,8 @@ def flops(value: float, _: object = None) -> str:
     """3e13 -> 3·10¹³."""
     if value <= 0:
         return "0"
-    digits, _, exponent = f"{value:.1e}".partition("e")
-    digits, power = digits.removesuffix(".0"), int(exponent)
+    digits, _, exponent = f"{value:.2e}".partition("e")
+    digits, power = digits.rstrip("0").rstrip("."), int(exponent)
     raised = str(power).translate(str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻"))
     return f"10{raised}" if digits == "1" else f"{digits}·10{raised}"
 

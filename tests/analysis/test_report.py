@@ -177,7 +177,7 @@ def test_counts_read_as_people_say_them(value, text):
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(9.999e12, "10¹³"), (3e13, "3·10¹³"), (2.66e14, "2.7·10¹⁴")]
+    ("value", "text"), [(9.999e12, "10¹³"), (3e13, "3·10¹³"), (2.664e14, "2.66·10¹⁴")]
 )
 def test_flops_read_as_powers_of_ten(value, text):
     assert flops(value) == text
