@@ -4,8 +4,9 @@ inside."""
 import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
+
+from analysis.style import CSS
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,6 @@ def verdict(inside: bool | None) -> Markup:
 
 def page(title: str, lead: str, sections: Sequence[tuple[str, str, str]], *, top: str = "") -> str:
     """Sections are (id, heading, HTML); empty ones are left out, of the contents too."""
-    style = (Path(__file__).parent / "report.css").read_text()
     kept = [s for s in sections if s[2]]
     contents = "".join(f'<a href="#{i}">{html.escape(h)}</a>' for i, h, _ in kept)
     body = "\n".join(
@@ -113,7 +113,7 @@ def page(title: str, lead: str, sections: Sequence[tuple[str, str, str]], *, top
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title>\n<style>\n{style}</style></head>\n"
+        f"<title>{html.escape(title)}</title>\n<style>\n{CSS}</style></head>\n"
         f'<body><h1>{html.escape(title)}</h1>\n<p class="lead">{html.escape(lead)}</p>\n'
         f"{top}<nav>{contents}</nav>\n{body}\n</body></html>\n"
     )

@@ -1,3 +1,6 @@
+"""How does the page look? Its style sheet: plain, readable in light and in dark."""
+
+CSS = """\
 :root {
   color-scheme: light dark;
   --paper: #fdfdfc; --ink: #1f2328; --muted: #656d76; --rule: #d9dee3; --wash: #f3f5f7;
@@ -42,3 +45,4 @@ tbody tr + tr td { border-top: 1px solid color-mix(in srgb, var(--rule) 55%, tra
 .out td { color: var(--muted); }
 ul.warn { padding-left: 1.1rem; color: var(--bad); }
 code { font: .92em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; overflow-wrap: anywhere; }
+"""
