@@ -14,11 +14,20 @@ CSS = """\
 }
 * { box-sizing: border-box; }
 body {
-  margin: 0 auto; padding: 2.5rem 1.25rem 4rem; max-width: 54rem; background: var(--paper); color: var(--ink);
+  margin: 0 auto;
+  padding: 2.5rem 1.25rem 4rem;
+  max-width: 54rem;
+  background: var(--paper);
+  color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif;
 }
 h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .3rem; letter-spacing: -.01em; }
-h2 { font-size: 1.15rem; margin: 2.6rem 0 .5rem; padding-top: .9rem; border-top: 1px solid var(--rule); }
+h2 {
+  font-size: 1.15rem;
+  margin: 2.6rem 0 .5rem;
+  padding-top: .9rem;
+  border-top: 1px solid var(--rule);
+}
 p { margin: .5rem 0; max-width: 46rem; }
 .lead { color: var(--muted); }
 nav { margin: 1rem 0 0; font-size: .9rem; }
@@ -27,13 +36,34 @@ figure { margin: 1rem 0 .5rem; }
 figure svg { width: 100%; height: auto; display: block; }
 figure svg text { font-family: inherit; }
 figcaption, .note { color: var(--muted); font-size: .88rem; max-width: 46rem; }
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(11.5rem, 1fr)); gap: .75rem; margin: 1.4rem 0 .5rem; }
+.cards {
+  display: grid;
+  grid-template-columns: repeat(auto-fill, minmax(11.5rem, 1fr));
+  gap: .75rem;
+  margin: 1.4rem 0 .5rem;
+}
 .card { background: var(--wash); border-radius: .5rem; padding: .8rem 1rem; }
-.card b { display: block; font-size: 1.35rem; font-weight: 600; font-variant-numeric: tabular-nums; }
+.card b {
+  display: block;
+  font-size: 1.35rem;
+  font-weight: 600;
+  font-variant-numeric: tabular-nums;
+}
 .card span { color: var(--muted); font-size: .85rem; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; min-width: min(100%, 34rem); margin: .8rem 0; font-size: .88rem; font-variant-numeric: tabular-nums; }
-th { text-align: left; color: var(--muted); font-weight: 500; border-bottom: 1px solid var(--rule); }
+table {
+  border-collapse: collapse;
+  min-width: min(100%, 34rem);
+  margin: .8rem 0;
+  font-size: .88rem;
+  font-variant-numeric: tabular-nums;
+}
+th {
+  text-align: left;
+  color: var(--muted);
+  font-weight: 500;
+  border-bottom: 1px solid var(--rule);
+}
 th, td { padding: .3rem 1.4rem .3rem 0; vertical-align: top; }
 td code { white-space: nowrap; }
 table.pairs td:first-child { width: 15rem; color: var(--muted); }
@@ -44,5 +74,8 @@ tbody tr + tr td { border-top: 1px solid color-mix(in srgb, var(--rule) 55%, tra
 .bad { color: var(--bad); font-weight: 600; }
 .out td { color: var(--muted); }
 ul.warn { padding-left: 1.1rem; color: var(--bad); }
-code { font: .92em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; overflow-wrap: anywhere; }
+code {
+  font: .92em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace;
+  overflow-wrap: anywhere;
+}
 """
