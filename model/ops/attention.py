@@ -4,6 +4,8 @@ Key-value head j serves query heads j*G .. j*G + G-1, with G = H / J. Scores and
 float32.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -46,37 +48,89 @@ def attention(
     """
     B, T, H, K = q_BTHK.shape
     J = k_BTJK.shape[2]
-    G = H // J
-    # heads before positions once, here: products batched over leading dims need no copies of the
-    # scores, and the query heads of a key-value head are rows of one product
-    q_BJGTK = (q_BTHK * jnp.asarray(scale, q_BTHK.dtype)).reshape(B, T, J, G, K)
-    q_BJGTK = q_BJGTK.transpose(0, 2, 3, 1, 4)
-    k_BJTK, v_BJTK = k_BTJK.swapaxes(1, 2), v_BTJK.swapaxes(1, 2)
-    edges = [T * i // blocks for i in range(blocks + 1)]
-    out = []
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
-        if low == high:
-            continue
-        rows = high - low
-        q, k, v = q_BJGTK[:, :, :, low:high], k_BJTK[:, :, :high], v_BJTK[:, :, :high]
-        score = jnp.einsum(
-            "bjrk,bjsk->bjrs",
-            q.reshape(B, J, G * rows, K),
-            k,
-            preferred_element_type=jnp.float32,
-        ).reshape(B, J, G, rows, high)
+    # heads before positions once, here: the products then need no copies of the scores
+    q_BJGTK = (q_BTHK * jnp.asarray(scale, q_BTHK.dtype)).reshape(B, T, J, H // J, K)
+    y_BJGTK = _differentiable(
+        blocks,
+        q_BJGTK.transpose(0, 2, 3, 1, 4),
+        k_BTJK.swapaxes(1, 2),
+        v_BTJK.swapaxes(1, 2),
+        segments_BT,
+    )
+    return y_BJGTK.transpose(0, 3, 1, 2, 4).reshape(B, T, H, K)
+
+
+def _heads_first(
+    blocks: int,
+    q_BJGTK: jax.Array,
+    k_BJSK: jax.Array,
+    v_BJSK: jax.Array,
+    segments_BT: jax.Array | None,
+) -> jax.Array:
+    return _forward(blocks, q_BJGTK, k_BJSK, v_BJSK, segments_BT)[0]
+
+
+def _forward(blocks, q_BJGTK, k_BJSK, v_BJSK, segments_BT):
+    B, J, G, T, K = q_BJGTK.shape
+    out, kept = [], []
+    for low, high in _edges(T, blocks):
+        k, v = k_BJSK[:, :, :high], v_BJSK[:, :, :high]
+        score_BJRS = _product("bjrk,bjsk->bjrs", _rows(q_BJGTK, low, high), k)
         seen_BTS = (jnp.arange(low, high)[:, None] >= jnp.arange(high)[None])[None]
         if segments_BT is not None:
             seen_BTS = seen_BTS & (segments_BT[:, low:high, None] == segments_BT[:, None, :high])
-        score = jnp.where(seen_BTS[:, None, None], score, MASKED)
-        weight = jnp.exp(score - jax.lax.stop_gradient(jnp.max(score, axis=-1, keepdims=True)))
-        y = jnp.einsum(
-            "bjrs,bjsk->bjrk",
-            weight.astype(v.dtype).reshape(B, J, G * rows, high),
-            v,
-            preferred_element_type=jnp.float32,
-        ).reshape(B, J, G, rows, K)
+        score_BJGTS = score_BJRS.reshape(B, J, G, high - low, high)
+        score_BJRS = jnp.where(seen_BTS[:, None, None], score_BJGTS, MASKED).reshape(
+            score_BJRS.shape
+        )
+        weight_BJRS = jnp.exp(score_BJRS - jnp.max(score_BJRS, axis=-1, keepdims=True))
+        total_BJR1 = jnp.sum(weight_BJRS, axis=-1, keepdims=True)
         # the softmax's division on K values a row instead of `high`: one pass over scores less
-        out.append((y / jnp.sum(weight, axis=-1, keepdims=True)).astype(v.dtype))
+        y_BJRK = _product("bjrs,bjsk->bjrk", weight_BJRS.astype(v.dtype), v) / total_BJR1
+        out.append(y_BJRK.astype(v.dtype).reshape(B, J, G, high - low, K))
+        kept.append((weight_BJRS, total_BJR1))
     y_BJGTK = jnp.concatenate(out, axis=3)
-    return y_BJGTK.transpose(0, 3, 1, 2, 4).reshape(B, T, H, K)
+    return y_BJGTK, (q_BJGTK, k_BJSK, v_BJSK, y_BJGTK, kept)
+
+
+def _backward(blocks, residuals, dy_BJGTK):
+    q_BJGTK, k_BJSK, v_BJSK, y_BJGTK, kept = residuals
+    T, dtype = q_BJGTK.shape[3], q_BJGTK.dtype
+    dq, dk, dv = [], [], []
+    for (low, high), (weight_BJRS, total_BJR1) in zip(_edges(T, blocks), kept, strict=True):
+        k, v = k_BJSK[:, :, :high], v_BJSK[:, :, :high]
+        q_BJRK, y_BJRK = _rows(q_BJGTK, low, high), _rows(y_BJGTK, low, high)
+        dy_BJRK = _rows(dy_BJGTK, low, high) / total_BJR1
+        dweight_BJRS = _product("bjrk,bjsk->bjrs", dy_BJRK.astype(dtype), v)
+        # softmax: the sum of weight x dweight over keys equals that of y x dy over channels
+        shift_BJR1 = jnp.sum(dy_BJRK * y_BJRK, axis=-1, keepdims=True)
+        dscore_BJRS = (weight_BJRS * (dweight_BJRS - shift_BJR1)).astype(dtype)
+        dq_BJRK = _product("bjrs,bjsk->bjrk", dscore_BJRS, k)
+        dq.append(dq_BJRK.reshape(q_BJGTK[:, :, :, low:high].shape).astype(dtype))
+        later = ((0, 0), (0, 0), (0, 0), (0, T - high))
+        dk_BJKS = _product("bjrk,bjrs->bjks", q_BJRK, dscore_BJRS)
+        dv_BJKS = _product("bjrk,bjrs->bjks", dy_BJRK.astype(dtype), weight_BJRS.astype(dtype))
+        dk.append(jnp.pad(dk_BJKS, later))
+        dv.append(jnp.pad(dv_BJKS, later))
+    dk_BJSK, dv_BJSK = (sum(d[1:], d[0]).swapaxes(2, 3).astype(dtype) for d in (dk, dv))
+    return jnp.concatenate(dq, axis=3), dk_BJSK, dv_BJSK, None
+
+
+# The gradient is written out for two products: contracted over rows, they are asked for as (K, S),
+# wide in S. As autodiff writes them, (S, K), they take two to three times as long on CPU.
+_differentiable = jax.custom_vjp(_heads_first, nondiff_argnums=(0,))
+_differentiable.defvjp(_forward, _backward)
+
+
+def _edges(T: int, blocks: int) -> list[tuple[int, int]]:
+    edges = [T * i // blocks for i in range(blocks + 1)]
+    return [(low, high) for low, high in zip(edges[:-1], edges[1:], strict=True) if low < high]
+
+
+def _rows(x_BJGTK: jax.Array, low: int, high: int) -> jax.Array:
+    """Query heads of a key-value head as rows of one product: (B, J, G * (high - low), K)."""
+    B, J, G, _, K = x_BJGTK.shape
+    return x_BJGTK[:, :, :, low:high].reshape(B, J, G * (high - low), K)
+
+
+_product = partial(jnp.einsum, preferred_element_type=jnp.float32)
