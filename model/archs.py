@@ -6,6 +6,7 @@ an architecture, write a function here; its public name is its name.
 """
 
 import inspect
+import math
 import sys
 from collections.abc import Callable
 
@@ -23,12 +24,19 @@ def dense(d_model: int = 128) -> ModelSpec:
     """Pre-norm decoder: RMSNorm, rotary attention with QK-norm, SwiGLU, untied readout, muP.
 
     QK-norm because it takes 2.3 % off the loss of a small run (1.785 against 1.828 nats at width
-    32, 1.2M bytes, batches of 512, lr 0.01; two seeds each, which differ by less than 0.5 %).
+    32, 1.2M bytes, batches of 512, lr 0.01; two seeds each, which differ by less than 0.5 %); an
+    output multiplier of 4 because it takes off 1.8 % more (width 64, 0.58M bytes, three seeds).
     """
     block = BlockSpec(
         mixer=_mixer("attention", d_head=_d_head(d_model), qk_norm=True), ffn=_ffn("swiglu")
     )
-    return ModelSpec(arch="dense", d_model=d_model, n_layers=depth(d_model), repeat=(block,))
+    return ModelSpec(
+        arch="dense",
+        d_model=d_model,
+        n_layers=depth(d_model),
+        repeat=(block,),
+        parametrisation=Parametrisation(output_multiplier=4.0),
+    )
 
 
 def gpt2(d_model: int = 128) -> ModelSpec:
@@ -60,8 +68,15 @@ def _ffn(kind: str, **knobs):
 
 
 def _d_head(d_model: int) -> int:
-    """64 from width 512 up, 16 below: rotary positions of narrower heads resolve too little."""
-    return 64 if d_model >= 512 else 16
+    """64 from width 512 up; below, the even divisor nearest 16.
+
+    Narrower heads than about 12 have too few rotary frequencies to tell positions apart: at width
+    32 and 1.2M bytes, heads of 8 cost 4 % of loss against heads of 16.
+    """
+    if d_model >= 512:
+        return 64
+    even = [k for k in range(2, d_model + 1, 2) if d_model % k == 0]
+    return min(even, key=lambda k: abs(math.log(k / 16)), default=2)
 
 
 def names() -> list[str]:
@@ -84,8 +99,9 @@ def widths(name: str) -> list[int]:
     out, width = [], 16
     while width <= 32768:
         out.append(width)
-        step = _d_head(width + 1)
-        width = max(width // step + 1, round(width * 1.1 / step)) * step
+        larger = width * 1.1
+        step = 8 if larger < 128 else 16 if larger < 480 else 64
+        width = max(width // step + 1, round(larger / step)) * step
     return out
 
 

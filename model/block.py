@@ -8,7 +8,7 @@ from flax import nnx
 from model.context import Context
 from model.ops.norm import layernorm, rmsnorm
 from model.param import Declare
-from model.spec import BlockSpec, LayerSpec, resolve
+from model.spec import BlockSpec, LayerSpec, base_sizes, resolve
 
 
 class Norm(nnx.Module):
@@ -42,5 +42,7 @@ def add_aux(a: Mapping[str, jax.Array], b: Mapping[str, jax.Array]) -> dict[str,
 
 
 def _layer(room: str, name: str, spec: LayerSpec, declare: Declare) -> nnx.Module:
-    local = declare.within(name, sizes=spec.sizes(declare.sizes), base=spec.sizes(declare.base))
+    multiple = declare.sizes["D"] / declare.base["D"]
+    base = base_sizes(spec, declare.sizes, width_multiple=multiple)
+    local = declare.within(name, sizes=spec.sizes(declare.sizes), base=base)
     return resolve(spec.kind, room=room).Layer(spec, local)

@@ -165,7 +165,8 @@ class Model:
 @lru_cache(maxsize=256)
 def build(spec: ModelSpec) -> Model:
     """Declare every parameter of a spec; makes no array."""
-    sizes, base = dict(spec.shared_sizes), dict(spec.base_shared_sizes)
+    sizes = dict(spec.shared_sizes)
+    base = {**sizes, "D": spec.d_model / spec.width_multiple}
     if spec.learned_positions is not None:
         sizes["T"] = base["T"] = spec.learned_positions
     declare = Declare(

@@ -59,7 +59,7 @@ class Declare:
     """
 
     sizes: Mapping[str, int]
-    base: Mapping[str, int]
+    base: Mapping[str, float]
     rule: Parametrisation
     n_layers: int
     tied: bool
@@ -73,7 +73,7 @@ class Declare:
         name: str,
         *,
         sizes: Mapping[str, int] | None = None,
-        base: Mapping[str, int] | None = None,
+        base: Mapping[str, float] | None = None,
         **more: Any,
     ) -> "Declare":
         """The scope of a child module, with the sizes that the child adds."""

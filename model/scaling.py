@@ -38,7 +38,7 @@ class Scaling:
 
 
 def width_multiple(
-    contract: tuple[str, ...], sizes: Mapping[str, int], base: Mapping[str, int]
+    contract: tuple[str, ...], sizes: Mapping[str, int], base: Mapping[str, float]
 ) -> float:
     return math.prod(sizes[d] / base[d] for d in contract)
 
@@ -48,7 +48,7 @@ def scaling(
     *,
     contract: tuple[str, ...],
     sizes: Mapping[str, int],
-    base: Mapping[str, int],
+    base: Mapping[str, float],
     rule: Parametrisation,
     n_layers: int,
     tied: bool,
@@ -71,7 +71,7 @@ def scaling(
     raise ValueError(f"unknown role {role!r}; a parameter is one of {', '.join(ROLES)}")
 
 
-def attention_scale(rule: Parametrisation, *, per_head: int, base_per_head: int) -> float:
+def attention_scale(rule: Parametrisation, *, per_head: int, base_per_head: float) -> float:
     """Factor on q.k: K^-1/2 in standard, base_K^1/2 / K in muP, so that the two agree at the base
     model.
     """

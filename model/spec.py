@@ -7,8 +7,8 @@ layer's file, which does).
 """
 
 import importlib
+import math
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer, TypeAdapter, ValidationError
@@ -144,11 +144,6 @@ class ModelSpec:
         for block in (*self.first, *self.repeat, *self.last):
             for layer in (block.mixer, block.ffn):
                 layer.sizes(self.shared_sizes)
-                try:
-                    layer.sizes(self.base_shared_sizes)
-                except ValueError as error:
-                    base = self.parametrisation.base_d_model
-                    raise ValueError(f"parametrisation.base_d_model {base}: {error}") from None
 
     @property
     def n_repeats(self) -> int:
@@ -164,12 +159,25 @@ class ModelSpec:
         return {"D": self.d_model, "V": self.vocab, "Z": self.n_repeats}
 
     @property
-    def base_shared_sizes(self) -> dict[str, int]:
-        """Shared sizes of the base model that muP multiples are measured against."""
-        if self.parametrisation.kind == "standard":
-            return self.shared_sizes
-        return {**self.shared_sizes, "D": self.parametrisation.base_d_model}
+    def width_multiple(self) -> float:
+        """d_model over that of the base model; 1 in the standard parametrisation."""
+        rule = self.parametrisation
+        return self.d_model / rule.base_d_model if rule.kind == "mup" else 1.0
 
 
-def resized(spec: ModelSpec, **changes: Any) -> ModelSpec:
-    return replace(spec, **changes)
+def base_sizes(
+    layer: LayerSpec, shared: Mapping[str, float], *, width_multiple: float
+) -> dict[str, float]:
+    """Sizes of a layer's axes in the base model, from how they grow with the width.
+
+    An axis that doubles with d_model is divided by the width multiple, one that does not grow
+    stays. So the rounding of a size (to whole heads, to a multiple of 8) stays out of the learning
+    rates, and the base width need not be one that could be built.
+    """
+    whole = {letter: int(size) for letter, size in shared.items()}
+    own = layer.sizes(whole)
+    doubled = layer.sizes({**whole, "D": 2 * whole["D"]})
+    return {
+        letter: size / width_multiple ** round(math.log2(doubled[letter] / size))
+        for letter, size in own.items()
+    }

@@ -32,10 +32,11 @@ PRODUCTION = 1000  # the sized run's budget over the largest fitted one
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """Budgets in FLOPs, widths at each, and settings common to all runs."""
+    """Budgets in FLOPs, widths and number of seeds at each, and settings common to all runs."""
 
     budgets: tuple[float, ...]
     widths: tuple[tuple[int, ...], ...]
+    seeds: tuple[int, ...]  # of every size at each budget
     settings: dict[str, Any]
 
 
@@ -51,12 +52,14 @@ COMMON = {
 SIZES = {
     "small": Size(
         budgets=(1.5e11, 4.5e11, 1.35e12),
-        widths=((16, 32, 48, 64), (16, 32, 48, 64, 80), (32, 48, 64, 80, 96)),
+        widths=((16, 24, 32, 40), (24, 32, 40, 48, 64), (32, 48, 64, 80, 96)),
+        seeds=(2, 2, 1),
         settings=COMMON,
     ),
     "tiny": Size(
         budgets=(3e10, 9e10, 2.7e11),
-        widths=((16, 32, 48, 64),) * 3,
+        widths=((16, 24, 32, 40),) * 3,
+        seeds=(1, 1, 1),
         settings={**COMMON, "evaluation.tokens": 65_536},
     ),
 }
@@ -183,12 +186,13 @@ def _plan(arch: str, size_name: str) -> Plan:
     chosen = SIZES[size_name]
     name = f"demo-{arch}-{size_name}"
     runs: list[PlannedRun] = []
-    for budget, widths in zip(chosen.budgets, chosen.widths, strict=True):
+    for budget, widths, seeds in zip(chosen.budgets, chosen.widths, chosen.seeds, strict=True):
         part = isoflop(
             name=name,
             arch=arch,
             budgets=[budget],
             widths=widths,
+            seeds=range(seeds),
             convention=CONVENTION,
             set=chosen.settings,
         )
