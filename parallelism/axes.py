@@ -42,7 +42,7 @@ AXES = {
     )
 }
 
-SPEC = ConfigDict(extra="forbid", arbitrary_types_allowed=True, ser_json_inf_nan="constants")
+SPEC = ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True, kw_only=True, config=SPEC)

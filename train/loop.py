@@ -8,13 +8,14 @@ import math
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from model.count import count
+from parallelism.errors import InputError
 from parallelism.place import replicated
 from train.checkpoint import Checkpoints
 from train.data.pipeline import open_data
@@ -88,7 +89,8 @@ def train(spec: RunSpec, *, root: Path, progress: Report | None = None) -> Outco
             standing = _ended(run)
         if lead_says(standing is not None):
             return standing or _ended(run) or Outcome(spec.run_id, "held", None, {}, [])
-        return _train(spec, run, cache=root / ".cache", progress=progress or (lambda _: None))
+        with _memory(spec):
+            return _train(spec, run, cache=root / ".cache", progress=progress or (lambda _: None))
 
 
 def _train(spec: RunSpec, run: RunDir, *, cache: Path, progress: Report) -> Outcome:
@@ -204,6 +206,7 @@ def _train(spec: RunSpec, run: RunDir, *, cache: Path, progress: Report) -> Outc
             ledger.sync()  # a checkpoint never knows more than the ledger
         checkpoints.save(step, state, data.position(step))
 
+    status = "interrupted"
     try:
         with interrupts() as interrupted:
             # Steps
@@ -239,23 +242,41 @@ def _train(spec: RunSpec, run: RunDir, *, cache: Path, progress: Report) -> Outc
                 save()
             checkpoints.wait()
             reason = f"stopped at step {step} of {spec.steps}; the same command resumes"
-            return Outcome(run.run_id, "interrupted", reason, row, compilations)
+            return Outcome(run.run_id, status, reason, row, compilations)
         if step == first_step and bad is None:  # killed between the last checkpoint and the result
             log(evaluated=True)
         if bad is None and step > first_step:
             save()
         checkpoints.wait()
         status = DONE if bad is None else DIVERGED
-        if ledger is not None and tracker is not None:
+        if ledger is not None:
             seconds = time.perf_counter() - started
             made = [dataclasses.asdict(c) for c in compilations]
             run.finish(status=status, reason=bad, metrics=row, seconds=seconds, compilations=made)
-            tracker.close(status)
         return Outcome(run.run_id, status, bad, row, compilations)
     finally:
         if ledger is not None:
             ledger.close()
+        if tracker is not None:  # the next run of this process opens its own
+            tracker.close(status)
         checkpoints.close()
+
+
+@contextlib.contextmanager
+def _memory(spec: RunSpec) -> Iterator[None]:
+    """A run that does not fit is the user's to shrink: say so in one line."""
+    try:
+        yield
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise InputError(
+            "model.d_model",
+            f"{spec.model.d_model} with {spec.model.n_layers} layers and "
+            f"{spec.budget.batch_tokens} tokens a batch: out of memory",
+            "write a smaller model or budget.batch_tokens, a larger execution.accumulate, "
+            "execution.remat=full, or a larger execution.mesh.fsdp",
+        ) from error
 
 
 def _ended(run: RunDir) -> Outcome | None:

@@ -70,11 +70,14 @@ def parse(text: str) -> tuple[str, Any]:
 
 
 def override(spec: RunSpec, settings: Iterable[str]) -> RunSpec:
-    """Apply `path=value` texts. A numeral goes to a text field as text."""
-    changes = dict(parse(text) for text in settings)
-    for path, value in changes.items():
-        if isinstance(get(spec, path), str) and not isinstance(value, str):
-            changes[path] = str(value)
+    """Apply `path=value` texts. What goes to a text field stays as it was written."""
+    changes = {}
+    for text in settings:
+        path, value = parse(text)
+        written = text.partition("=")[2]
+        if isinstance(get(spec, path), str) and not isinstance(value, str) and written != "null":
+            value = written
+        changes[path] = value
     return put(spec, changes)
 
 

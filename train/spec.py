@@ -15,14 +15,15 @@ from pydantic.dataclasses import dataclass
 
 from model.spec import ModelSpec
 from parallelism.axes import SPEC, MeshSpec
-from parallelism.errors import InputError, nearest
+from parallelism.errors import InputError
+from train.spec_error import input_error
 
 FORMAT = 1  # of spec.json; a reader refuses newer ones
 
 # Fields added after format 1: dotted path -> the value that reproduces runs made before the field
-# existed. Canonical
-# JSON leaves a field out while it holds that value, so old ids stand; an old file that lacks it is
-# read with it.
+# existed. Canonical JSON leaves a field out while it holds that value, so old ids stand; an old
+# file that lacks it is read with it. `*` is every item of a list, and `mixer:attention` a mixer of
+# that kind: "model.repeat.*.mixer:attention.sinks".
 ADDED_SINCE_FORMAT_1: dict[str, Any] = {}
 
 
@@ -203,6 +204,8 @@ def to_json(spec: RunSpec) -> str:
 
 def from_dict(tree: dict[str, Any], *, source: str = "spec") -> RunSpec:
     """A validated RunSpec; raises InputError with every wrong path in one line."""
+    if not isinstance(tree, dict):
+        raise InputError(source, tree, "a spec is an object of fields; write {...}")
     tree = dict(tree)
     made = tree.pop("format", FORMAT)
     if not isinstance(made, int) or made > FORMAT:
@@ -212,9 +215,24 @@ def from_dict(tree: dict[str, Any], *, source: str = "spec") -> RunSpec:
             f"this ladder reads formats up to {FORMAT}; upgrade ladder to read a newer one",
         )
     try:
-        return _ADAPTER.validate_python(migrate(tree))
+        spec = _ADAPTER.validate_python(migrate(tree))
     except ValidationError as error:
         raise input_error(error, source=source) from None
+    _no_truth_for_numbers(tree, to_dict(spec), "" if source == "spec" else f"{source}: ")
+    return spec
+
+
+def _no_truth_for_numbers(given: Any, read: Any, path: str) -> None:
+    """pydantic reads true as 1; a person who wrote it meant something else."""
+    if isinstance(given, bool) and not isinstance(read, bool):
+        raise InputError(path, json.dumps(given), "write a number")
+    stem = path if not path or path.endswith(": ") else f"{path}."
+    if isinstance(given, dict) and isinstance(read, dict):
+        for key in given:
+            _no_truth_for_numbers(given[key], read.get(key), f"{stem}{key}")
+    elif isinstance(given, list | tuple) and isinstance(read, list):
+        for i, (one, other) in enumerate(zip(given, read, strict=False)):
+            _no_truth_for_numbers(one, other, f"{stem}{i}")
 
 
 def migrate(tree: dict[str, Any], added: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -226,13 +244,7 @@ def migrate(tree: dict[str, Any], added: dict[str, Any] | None = None) -> dict[s
     """
     tree = json.loads(json.dumps(tree))
     for path, legacy in (ADDED_SINCE_FORMAT_1 if added is None else added).items():
-        *parents, leaf = path.split(".")
-        node = tree
-        for key in parents:
-            node = node.get(key) if isinstance(node, dict) else None
-            if node is None:
-                break
-        if isinstance(node, dict):
+        for node, leaf in _holders(tree, path):
             node.setdefault(leaf, legacy)
     return tree
 
@@ -245,69 +257,28 @@ def canonical(spec: RunSpec, added: dict[str, Any] | None = None) -> str:
     del tree["execution"]
     del tree["model"]["arch"]  # a label: the blocks say what the architecture is
     for path, legacy in (ADDED_SINCE_FORMAT_1 if added is None else added).items():
-        *parents, leaf = path.split(".")
-        node = tree
-        for key in parents:
-            node = node[key]
-        if node.get(leaf) == legacy:
-            del node[leaf]
+        for node, leaf in _holders(tree, path):
+            if leaf in node and node[leaf] == legacy:
+                del node[leaf]
     return json.dumps(
         {"identity": 1, **tree}, sort_keys=True, separators=(",", ":"), allow_nan=False
     )
 
 
+def _holders(tree: Any, path: str) -> list[tuple[dict[str, Any], str]]:
+    """(object, its key) of every place that a path of ADDED_SINCE_FORMAT_1 names."""
+    *parents, leaf = path.split(".")
+    nodes = [tree]
+    for key in parents:
+        name, _, kind = key.partition(":")
+        if name == "*":
+            nodes = [item for node in nodes if isinstance(node, list) for item in node]
+        else:
+            nodes = [node[name] for node in nodes if isinstance(node, dict) and name in node]
+        if kind:
+            nodes = [node for node in nodes if isinstance(node, dict) and node.get("kind") == kind]
+    return [(node, leaf) for node in nodes if isinstance(node, dict)]
+
+
 def with_execution(spec: RunSpec, **changes: Any) -> RunSpec:
     return replace(spec, execution=replace(spec.execution, **changes))
-
-
-def _flatten_errors(
-    errors: list[Any], prefix: tuple[Any, ...] = ()
-) -> list[tuple[str, Any, str, str]]:
-    rows = []
-    for e in errors:
-        loc = (*prefix, *e["loc"])
-        if e["type"] == "nested":
-            rows += _flatten_errors(e["ctx"]["errors"], loc)
-            continue
-        message = e["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-        rows.append((".".join(str(p) for p in loc), e.get("input"), e["type"], message))
-    return rows
-
-
-def input_error(error: ValidationError, *, source: str) -> InputError:
-    """One line from pydantic's list of errors: each wrong path, what was given, what to write
-    instead.
-    """
-    rows = _flatten_errors(error.errors(include_url=False))
-    path, given, kind, message = rows[0]
-    if kind == "unexpected_keyword_argument":
-        message = "no such field; " + nearest(path, paths_of_default(path))
-    elif kind in ("missing", "missing_argument", "missing_keyword_only_argument"):
-        given, message = "nothing", "this field is required; write a value"
-    elif isinstance(given, dict | tuple | list) or hasattr(given, "kwargs"):
-        given = None
-    if len(rows) > 1:
-        message += f" (and {len(rows) - 1} more: {', '.join(r[0] for r in rows[1:5])})"
-    if source == "spec":
-        source = ""
-    field = f"{source}: {path}" if path and source else (path or source)
-    return InputError(field, given, _instead(message))
-
-
-def _instead(message: str) -> str:
-    known = {
-        "Input should be a valid integer, unable to parse string as an integer": (
-            "write a whole number"
-        ),
-        "Input should be a valid number, unable to parse string as a number": "write a number",
-    }
-    return known.get(message, message[:1].lower() + message[1:])
-
-
-def paths_of_default(path: str) -> list[str]:
-    """Field names at the same depth as `path`, for the did-you-mean."""
-    import train.paths
-
-    parent = path.rpartition(".")[0]
-    known = [p for p in train.paths.known_paths() if p.rpartition(".")[0] == parent]
-    return known or train.paths.known_paths()

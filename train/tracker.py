@@ -2,8 +2,10 @@
 on it.
 """
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 
@@ -30,11 +32,13 @@ class Mirror:
         )
 
     def log(self, row: dict[str, Any]) -> None:
-        self.run.log(row, step=row["step"])
+        with _never_fatal(self.run.id):
+            self.run.log(row, step=row["step"])
 
     def close(self, status: str) -> None:
-        self.run.summary["status"] = status
-        self.run.finish()
+        with _never_fatal(self.run.id):
+            self.run.summary["status"] = status
+            self.run.finish()
 
 
 def wanted() -> bool:
@@ -45,10 +49,15 @@ def wanted() -> bool:
 
 
 def open_tracker(run_id: str, spec: dict[str, Any], *, folder: str) -> Silent | Mirror:
-    if not wanted():
-        return Silent()
+    if wanted():
+        with _never_fatal(run_id):
+            return Mirror(run_id, spec, folder=folder)
+    return Silent()
+
+
+@contextlib.contextmanager
+def _never_fatal(run_id: str) -> Iterator[None]:
     try:
-        return Mirror(run_id, spec, folder=folder)
+        yield
     except Exception as error:  # whatever wandb raises: the record does not depend on it
-        print(f"no wandb mirror for {run_id}: {error}", file=sys.stderr, flush=True)
-        return Silent()
+        print(f"wandb does not mirror {run_id}: {error}", file=sys.stderr, flush=True)

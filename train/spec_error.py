@@ -1,0 +1,60 @@
+"""How does a list of validation errors become the one line that a user reads?"""
+
+from typing import Any
+
+from pydantic import ValidationError
+
+from parallelism.errors import InputError, nearest
+
+
+def _flatten_errors(
+    errors: list[Any], prefix: tuple[Any, ...] = ()
+) -> list[tuple[str, Any, str, str]]:
+    rows = []
+    for e in errors:
+        loc = (*prefix, *e["loc"])
+        if e["type"] == "nested":
+            rows += _flatten_errors(e["ctx"]["errors"], loc)
+            continue
+        message = e["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+        rows.append((".".join(str(p) for p in loc), e.get("input"), e["type"], message))
+    return rows
+
+
+def input_error(error: ValidationError, *, source: str) -> InputError:
+    """One line from pydantic's list of errors: each wrong path, what was given, what to write
+    instead.
+    """
+    rows = _flatten_errors(error.errors(include_url=False))
+    path, given, kind, message = rows[0]
+    if kind == "unexpected_keyword_argument":
+        message = "no such field; " + nearest(path, paths_of_default(path))
+    elif kind in ("missing", "missing_argument", "missing_keyword_only_argument"):
+        given, message = "nothing", "this field is required; write a value"
+    elif isinstance(given, dict | tuple | list) or hasattr(given, "kwargs"):
+        given = None
+    if len(rows) > 1:
+        message += f" (and {len(rows) - 1} more: {', '.join(r[0] for r in rows[1:5])})"
+    if source == "spec":
+        source = ""
+    field = f"{source}: {path}" if path and source else (path or source)
+    return InputError(field, given, _instead(message))
+
+
+def _instead(message: str) -> str:
+    known = {
+        "Input should be a valid integer, unable to parse string as an integer": (
+            "write a whole number"
+        ),
+        "Input should be a valid number, unable to parse string as a number": "write a number",
+    }
+    return known.get(message, message[:1].lower() + message[1:])
+
+
+def paths_of_default(path: str) -> list[str]:
+    """Field names at the same depth as `path`, for the did-you-mean."""
+    import train.paths
+
+    parent = path.rpartition(".")[0]
+    known = [p for p in train.paths.known_paths() if p.rpartition(".")[0] == parent]
+    return known or train.paths.known_paths()
