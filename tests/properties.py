@@ -29,7 +29,7 @@ PARTNER = {
 }
 # Differences of the order of sums only; relative to the largest entry.
 CLOSE = {"float32": 2e-5, "bfloat16": 4e-2}
-ROUNDING = 1e-2  # an array smaller than this is a sum of numbers around 1 that cancel
+ROUNDING = 5e-2  # smaller arrays are what is left of numbers around 1 that cancel: 1e-6 of those
 
 Params = Mapping[str, jax.Array]
 Batch = dict[str, jax.Array]
