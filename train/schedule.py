@@ -2,7 +2,9 @@
 schedule.
 """
 
+import math
 from collections.abc import Mapping
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
@@ -25,12 +27,19 @@ def hyper(spec: RunSpec) -> dict[str, np.ndarray]:
         "eps": spec.optim.eps,
         "clip_norm": spec.optim.clip_norm,
         "steps": spec.steps,
-        "warmup": spec.schedule.warmup,
-        "decay": spec.schedule.decay,
+        "warmup_steps": _whole_steps(spec.schedule.warmup, spec.steps),
+        "decay_steps": _whole_steps(spec.schedule.decay, spec.steps),
         "final": spec.schedule.final,
     }
     out = {name: np.asarray(value, np.float32) for name, value in floats.items()}
     return {**out, "kind": np.asarray(KINDS[spec.schedule.kind], np.int32)}
+
+
+def _whole_steps(fraction: float, steps: int) -> int:
+    """The fraction as it was written, rounded up: 0.3 of 50 is 15, though 0.3 in float32 is more
+    than three tenths.
+    """
+    return math.ceil(Fraction(str(fraction)) * steps)
 
 
 def learning_rate(step: jax.Array, hyper: Hyper) -> jax.Array:
@@ -41,11 +50,11 @@ def learning_rate(step: jax.Array, hyper: Hyper) -> jax.Array:
     peak.
     """
     step, steps = step.astype(jnp.float32), hyper["steps"]
-    warm = jnp.ceil(hyper["warmup"] * steps)
+    warm = hyper["warmup_steps"]
     rise = jnp.minimum(1.0, (step + 1) / jnp.maximum(warm, 1.0))
     through = jnp.clip((step - warm) / jnp.maximum(steps - warm, 1.0), 0.0, 1.0)
     cosine = hyper["final"] + (1 - hyper["final"]) * 0.5 * (1 + jnp.cos(jnp.pi * through))
-    falling = jnp.maximum(jnp.ceil(hyper["decay"] * steps), 1.0)
+    falling = jnp.maximum(hyper["decay_steps"], 1.0)
     left = jnp.clip((steps - step) / falling, 0.0, 1.0)
     wsd = hyper["final"] + (1 - hyper["final"]) * left
     shape = jnp.select(
