@@ -1,0 +1,40 @@
+"""Does muP hold its promise? Changes of activations against width, beside standard ones."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from model import archs
+from model.spec import Parametrisation
+from train.coordinates import FLAT, Check, coordinate_check
+from train.spec import DataSpec, RunSpec, SourceSpec
+
+WIDTHS = (32, 64, 128, 256)
+
+
+def check(name: str, kind: str, corpus: SourceSpec, cache: Path) -> Check:
+    spec = archs.build(name, WIDTHS[0])
+    rule = Parametrisation(kind=kind, base_d_model=WIDTHS[0])  # pyright: ignore[reportArgumentType]
+    run = RunSpec(
+        model=replace(spec, n_layers=2, parametrisation=rule),
+        data=DataSpec(sources=(corpus,), seq_len=32),
+    )
+    return coordinate_check(run, cache=cache, widths=WIDTHS, seeds=2)
+
+
+def test_changes_are_flat_in_width_under_mup_and_grow_under_standard(root: Path, corpus):
+    flat = check("dense", "mup", corpus, root / ".cache/data")
+    grown = check("dense", "standard", corpus, root / ".cache/data")
+    print(flat.text(), grown.text(), sep="\n")
+    assert flat.flat and all(abs(s) < FLAT for s in flat.slopes.values())
+    assert not grown.flat
+    assert all(slope > 2 * FLAT for slope in grown.slopes.values())
+    assert grown.to_json()["flat"] is False and "NOT flat" in grown.text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n in archs.names() if n != "dense"])
+def test_every_named_architecture_is_flat_in_width_under_mup(name: str, root: Path, corpus):
+    found = check(name, "mup", corpus, root / ".cache/data")
+    assert found.flat, found.text()
