@@ -13,13 +13,15 @@ from pydantic import ValidationError
 
 from model import archs
 from model.count import count
+from model.spec import ModelSpec
 from parallelism.errors import InputError
 from sweeps import budget as budgets_
 from sweeps import transfer as transfers
 from sweeps.grid import Cell
 from sweeps.plan import Plan, PlannedRun
 from train import paths
-from train.spec import RunSpec, input_error
+from train.spec import RunSpec
+from train.spec_error import input_error
 
 
 def isoflop(
@@ -192,7 +194,7 @@ def _base(arch: str, changes: Mapping[str, Any]):
         try:
             model = archs.build(arch, width)
         except ValidationError as error:
-            raise input_error(error, source=f"{arch} at width {width}") from None
+            raise input_error(error, source=f"{arch} at width {width}", root=ModelSpec) from None
         return paths.put(RunSpec(model=model, seed=0), changes)
 
     return spec

@@ -217,7 +217,7 @@ def from_dict(tree: dict[str, Any], *, source: str = "spec") -> RunSpec:
     try:
         spec = _ADAPTER.validate_python(migrate(tree))
     except ValidationError as error:
-        raise input_error(error, source=source) from None
+        raise input_error(error, source=source, root=RunSpec) from None
     _no_truth_for_numbers(tree, to_dict(spec), "" if source == "spec" else f"{source}: ")
     return spec
 

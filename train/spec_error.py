@@ -1,6 +1,7 @@
 """How does a list of validation errors become the one line that a user reads?"""
 
-from typing import Any
+from dataclasses import fields, is_dataclass
+from typing import Any, get_type_hints
 
 from pydantic import ValidationError
 
@@ -21,14 +22,15 @@ def _flatten_errors(
     return rows
 
 
-def input_error(error: ValidationError, *, source: str) -> InputError:
-    """One line from pydantic's list of errors: each wrong path, what was given, what to write
-    instead.
+def input_error(error: ValidationError, *, source: str, root: type) -> InputError:
+    """One line from pydantic's list of errors: each wrong path, what was given, what to write.
+
+    `root` is the dataclass that was validated: its fields are what an unknown one is compared with.
     """
     rows = _flatten_errors(error.errors(include_url=False))
     path, given, kind, message = rows[0]
     if kind == "unexpected_keyword_argument":
-        message = "no such field; " + nearest(path, paths_of_default(path))
+        message = "no such field; " + nearest(path, _siblings(root, path))
     elif kind in ("missing", "missing_argument", "missing_keyword_only_argument"):
         given, message = "nothing", "this field is required; write a value"
     elif isinstance(given, dict | tuple | list) or hasattr(given, "kwargs"):
@@ -51,10 +53,13 @@ def _instead(message: str) -> str:
     return known.get(message, message[:1].lower() + message[1:])
 
 
-def paths_of_default(path: str) -> list[str]:
-    """Field names at the same depth as `path`, for the did-you-mean."""
-    import train.paths
-
-    parent = path.rpartition(".")[0]
-    known = [p for p in train.paths.known_paths() if p.rpartition(".")[0] == parent]
-    return known or train.paths.known_paths()
+def _siblings(root: type, path: str) -> list[str]:
+    """Dotted names of the fields beside `path`, as far as dataclasses go; else those of the root."""
+    *parents, _ = path.split(".")
+    node, prefix = root, ""
+    for key in parents:
+        below = get_type_hints(node).get(key)
+        if not is_dataclass(below) or not isinstance(below, type):
+            break
+        node, prefix = below, f"{prefix}{key}."
+    return [f"{prefix}{field.name}" for field in fields(node)]
