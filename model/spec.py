@@ -9,6 +9,7 @@ layer's file, which does).
 import importlib
 import math
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer, TypeAdapter, ValidationError
@@ -70,8 +71,11 @@ def _layer(room: str):
             return TypeAdapter(module.Spec).validate_python(value)
         except ValidationError as error:
             # keep the inner locations: the reader of errors extends the path with them
+            names = [field.name for field in fields(module.Spec)]
             raise PydanticCustomError(
-                "nested", "invalid layer", {"errors": error.errors(include_url=False)}
+                "nested",
+                "invalid layer",
+                {"errors": error.errors(include_url=False), "fields": names},
             ) from None
 
     return validate

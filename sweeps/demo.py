@@ -119,8 +119,8 @@ class Demo:
                 self.production.text(),
                 f"launch it with: ladder train {self.spec_path}",
                 "",
-                f"{self.seconds:.0f} s; {self.compilations} train steps compiled for {len(shapes)} sizes and "
-                f"the rung",
+                f"{self.seconds:.0f} s; {self.compilations} train steps compiled for {len(shapes)} "
+                f"sizes and the rung",
                 f"report: {self.report}",
             ]
         )

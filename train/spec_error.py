@@ -1,6 +1,6 @@
 """How does a list of validation errors become the one line that a user reads?"""
 
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, get_type_hints
 
 from pydantic import ValidationError
@@ -8,17 +8,29 @@ from pydantic import ValidationError
 from parallelism.errors import InputError, nearest
 
 
-def _flatten_errors(
-    errors: list[Any], prefix: tuple[Any, ...] = ()
-) -> list[tuple[str, Any, str, str]]:
+@dataclass(frozen=True)
+class _Row:
+    path: str
+    given: Any
+    kind: str
+    message: str
+    known: list[str] | None  # fields beside it, where the layer that refused it told
+
+
+def _rows(
+    errors: list[Any], prefix: tuple[Any, ...] = (), fields: list[str] | None = None
+) -> list[_Row]:
     rows = []
     for e in errors:
         loc = (*prefix, *e["loc"])
         if e["type"] == "nested":
-            rows += _flatten_errors(e["ctx"]["errors"], loc)
+            rows += _rows(e["ctx"]["errors"], loc, e["ctx"]["fields"])
             continue
         message = e["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-        rows.append((".".join(str(p) for p in loc), e.get("input"), e["type"], message))
+        stem = ".".join(str(p) for p in prefix)
+        known = None if fields is None else [f"{stem}.{name}" for name in fields]
+        path = ".".join(str(p) for p in loc)
+        rows.append(_Row(path, e.get("input"), e["type"], message, known))
     return rows
 
 
@@ -27,16 +39,16 @@ def input_error(error: ValidationError, *, source: str, root: type) -> InputErro
 
     `root` is the dataclass that was validated: its fields are what an unknown one is compared with.
     """
-    rows = _flatten_errors(error.errors(include_url=False))
-    path, given, kind, message = rows[0]
+    rows = _rows(error.errors(include_url=False))
+    path, given, kind, message = rows[0].path, rows[0].given, rows[0].kind, rows[0].message
     if kind == "unexpected_keyword_argument":
-        message = "no such field; " + nearest(path, _siblings(root, path))
+        message = "no such field; " + nearest(path, rows[0].known or _siblings(root, path))
     elif kind in ("missing", "missing_argument", "missing_keyword_only_argument"):
         given, message = "nothing", "this field is required; write a value"
     elif isinstance(given, dict | tuple | list) or hasattr(given, "kwargs"):
         given = None
     if len(rows) > 1:
-        message += f" (and {len(rows) - 1} more: {', '.join(r[0] for r in rows[1:5])})"
+        message += f" (and {len(rows) - 1} more: {', '.join(r.path for r in rows[1:5])})"
     if source == "spec":
         source = ""
     field = f"{source}: {path}" if path and source else (path or source)
@@ -54,7 +66,7 @@ def _instead(message: str) -> str:
 
 
 def _siblings(root: type, path: str) -> list[str]:
-    """Dotted names of the fields beside `path`, as far as dataclasses go; else those of the root."""
+    """Dotted names of the fields beside `path`, as far down as there are dataclasses."""
     *parents, _ = path.split(".")
     node, prefix = root, ""
     for key in parents:
