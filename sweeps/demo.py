@@ -67,7 +67,7 @@ SIZES = {
 
 @dataclasses.dataclass(frozen=True)
 class Demo:
-    """Everything the demo found; `began` (seconds since the epoch) and `seconds` are this call's."""
+    """Everything the demo found; `began` (since the epoch) and `seconds` are this call's."""
 
     plan: Plan
     summaries: tuple[Summary, ...]
