@@ -10,7 +10,7 @@ from model.spec import Parametrisation
 from train.coordinates import FLAT, Check, coordinate_check
 from train.spec import DataSpec, RunSpec, SourceSpec
 
-WIDTHS = (32, 64, 128, 256)
+WIDTHS = (32, 64, 128)
 
 
 def check(name: str, kind: str, corpus: SourceSpec, cache: Path) -> Check:
