@@ -21,6 +21,7 @@ from train import paths
 from train.record import RunDir
 from train.spec import RunSpec, from_dict
 
+COMPUTED = ("model.d_model", "model.n_layers", "budget.tokens")  # from the law and the budget
 MANY_STEPS = 1_000_000  # a batch so small for its run that it was hardly meant
 
 
@@ -66,8 +67,10 @@ def sized(
     out: Path | None = None,
 ) -> Sized:
     """Size a budget and, with `out`, write the run; raises InputError on what cannot be met."""
+    _check_settings(settings)
+    family = _family(fit, arch)
     sizing = size(fit, flops, inference_tokens=inference_tokens, devices=devices)
-    base, origin = _base(fit, root, arch)
+    base, origin = _base(fit, root, family)
     convention = fit.conventions["C"]
     if convention not in CONVENTIONS:
         raise InputError(
@@ -82,19 +85,23 @@ def sized(
     if fit.conventions.get("N") == "params.non_embedding":
         kind = "non_embedding"
     # with inference demand the tokens follow from the loss to be reached, not from the budget
-    spend = flops if sizing.inference is None else 6.0 * chosen * sizing.inference["D"]
+    spend = flops if sizing.inference is None else sizing.inference["train_flops"]
     run = production(
         paths.override(base, settings),
         n=chosen,
         flops=spend,
         convention=convention,
-        arch=arch or base.model.arch,
+        arch=family or base.model.arch,
         transfer=transfer,
         kind=kind,
         devices=devices.count if devices else None,
     )
     expected = predict(fit, {"N": run.params[kind], "D": run.tokens})
     notes = [origin]
+    if sizing.inference is not None:
+        notes.append(
+            f"training costs {spend / flops:.3g} times --flops: the smaller model needs more tokens"
+        )
     if run.spec.steps > MANY_STEPS:
         notes.append(
             f"{run.spec.steps:,} steps of {run.spec.budget.batch_tokens:,} tokens: the batch is "
@@ -103,6 +110,25 @@ def sized(
     if out is not None:
         run.write(out, prediction=expected.to_json())
     return Sized(sizing, run, expected, out, tuple(notes))
+
+
+def _check_settings(settings: Sequence[str]) -> None:
+    for text in settings:
+        path, value = paths.parse(text)
+        if any(known == path or known.startswith(f"{path}.") for known in COMPUTED):
+            raise InputError(
+                f"--set {path}", value, "ladder size computes it; leave it out, or change --flops"
+            )
+
+
+def _family(fit: Fit, arch: str | None) -> str | None:
+    """The family to size: the law's own, where it is one with a name."""
+    fitted = fit.conventions.get("model.arch")
+    if fitted not in archs.names():
+        return arch
+    if arch not in (None, fitted):
+        raise InputError("--arch", arch, f"the law is of {fitted}; fit runs of {arch} first")
+    return fitted
 
 
 def _base(fit: Fit, root: Path, arch: str | None) -> tuple[RunSpec, str]:
