@@ -23,7 +23,7 @@ from sweeps.make import isoflop
 from sweeps.plan import Plan, PlannedRun
 from sweeps.production import Production, production
 from sweeps.summary import Summary
-from train.record import RunDir, read_json, write_json
+from train.record import RunDir, read_object, write_json
 
 CONVENTION = "causal_attn"
 RUNG = 3  # the held-out budget over the largest fitted one
@@ -51,7 +51,7 @@ COMMON = {
 }
 SIZES = {
     "small": Size(
-        budgets=(1.2e11, 3.6e11, 1.08e12),
+        budgets=(1e11, 3e11, 9e11),
         widths=((16, 24, 32, 40), (24, 32, 48, 64), (32, 48, 64, 80)),
         seeds=(2, 1, 1),
         settings=COMMON,
@@ -73,6 +73,9 @@ class Demo:
     summaries: tuple[Summary, ...]
     fit: Fit
     heldout: HeldOut
+    before_training: (
+        bool  # the prediction of the held-out run was written before the run was trained
+    )
     sizing: Sizing
     production: Production
     spec_path: Path
@@ -89,7 +92,10 @@ class Demo:
             ],
             "budgets": sorted({run.labels["budget"] for run in self.plan.runs}),
             "fit": {"params": self.fit.params, "status": self.fit.status, "rows": self.fit.rows},
-            "heldout": {k: held[k] for k in ("predicted", "lo", "hi", "measured", "inside")},
+            "heldout": {
+                **{k: held[k] for k in ("predicted", "lo", "hi", "measured", "inside")},
+                "before_training": self.before_training,
+            },
             "production": self.production.to_json(),
             "compilations": self.compilations,
             "compilations_in_all": sum(s.compilations for s in self.summaries),
@@ -109,12 +115,13 @@ class Demo:
 
     def text(self) -> str:
         shapes = {run.labels["size"] for run in self.plan.runs}
+        late = "" if self.before_training else "; nothing shows that the prediction came first"
         return "\n".join(
             [
                 "",
                 self.fit.text(),
                 "",
-                f"held-out rung, {RUNG} x the largest budget: {self.heldout.text()}",
+                f"held-out rung, {RUNG} x the largest budget: {self.heldout.text()}{late}",
                 "",
                 self.sizing.text(),
                 self.production.text(),
@@ -152,7 +159,7 @@ def demo(
     fit.write(folder / "fit.json")
     say(fit.text())
 
-    rung, prediction = _rung(plan, fit, folder / "heldout.json", root, say)
+    rung, prediction, before = _rung(plan, fit, folder / "heldout.json", root, say)
     second = sweep(rung, root, workers=1)
     if second.interrupted:
         return None
@@ -181,6 +188,7 @@ def demo(
         summaries=(first, second),
         fit=fit,
         heldout=held,
+        before_training=before,
         sizing=sizing,
         production=big,
         spec_path=spec_path,
@@ -211,30 +219,37 @@ def _plan(arch: str, size_name: str) -> Plan:
 
 def _rung(
     plan: Plan, fit: Fit, path: Path, root: Path, say: Callable[[str], None]
-) -> tuple[Plan, Prediction]:
-    """The held-out run and its prediction, written before it is trained, never after."""
+) -> tuple[Plan, Prediction, bool]:
+    """The held-out run, its prediction, and whether that was written before any training of it."""
     budget = RUNG * max(run.labels["budget"] for run in plan.runs)
-    if path.exists():
-        kept = read_json(path)
-        if kept["data_hash"] == fit.data_hash or RunDir(root / kept["run_id"]).path.exists():
-            prediction = Prediction(**kept["prediction"])
-            return _one(plan, kept["d_model"], budget), prediction
     big = _production(plan, n=size(fit, budget).N["value"], flops=budget)
-    prediction = predict(fit, {"N": big.params["total"], "D": big.tokens})
+    rung = _one(plan, big.spec.model.d_model, budget)
+    run = RunDir(root / rung.runs[0].run_id)
+    begun = (run.path / "result.json").exists() or bool(run.metrics())
+    if path.exists():
+        kept = read_object(path, run_id=str, data_hash=str, prediction=dict, before_training=bool)
+        same_data = kept.get("data_hash") == fit.data_hash
+        if kept.get("run_id") == run.run_id and "prediction" in kept and (begun or same_data):
+            before = kept.get("before_training", False)
+            return rung, Prediction(**kept["prediction"]), before
+    prediction = predict(fit, {"N": big.params["total"], "D": rung.runs[0].spec.tokens})
     kept = {
-        "run_id": big.spec.run_id,
+        "run_id": run.run_id,
         "d_model": big.spec.model.d_model,
         "data_hash": fit.data_hash,
         "written": time.time(),
+        "before_training": not begun,
         "prediction": prediction.to_json(),
     }
     write_json(path, kept)
-    say(f"predicted before the rung {big.spec.run_id} is trained: {prediction.text()}")
-    return _one(plan, big.spec.model.d_model, budget), prediction
+    when = "AFTER training of the rung" if begun else "before the rung"
+    then = "had begun" if begun else "is trained"
+    say(f"predicted {when} {run.run_id} {then}: {prediction.text()}")
+    return rung, prediction, not begun
 
 
 def _one(plan: Plan, width: int, budget: float) -> Plan:
-    return isoflop(
+    made = isoflop(
         name=f"{plan.name}.rung",
         arch=plan.recipe["arch"],
         budgets=[budget],
@@ -243,6 +258,8 @@ def _one(plan: Plan, width: int, budget: float) -> Plan:
         why="the held-out rung",
         set=SIZES[plan.recipe["size"]].settings,
     )
+    # another fit may choose another width: still the demo's rung, under the same name
+    return dataclasses.replace(made, recipe={**plan.recipe, "kind": "demo rung"})
 
 
 def _production(plan: Plan, *, n: float, flops: float) -> Production:
