@@ -47,8 +47,8 @@ def family(arch: str, spec: Callable[[int], RunSpec] | None = None) -> Family:
 
 
 def check_convention(convention: str) -> str:
-    if convention not in CONVENTIONS:
-        raise InputError("convention", convention, nearest(convention, CONVENTIONS))
+    if not isinstance(convention, str) or convention not in CONVENTIONS:
+        raise InputError("convention", convention, nearest(str(convention), CONVENTIONS))
     return convention
 
 

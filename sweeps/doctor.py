@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from parallelism.errors import InputError
 from sweeps import plan as plans
 from sweeps.dry_run import status_of
 from sweeps.plan import Plan, PlannedRun
@@ -23,7 +24,7 @@ CURVE = 3  # sizes that a valley needs
 class Finding:
     """One thing to know before a fit: what kind, which runs, in words."""
 
-    kind: str  # diverged, failed, unfinished, retried, unbracketed, few_sizes
+    kind: str  # diverged, failed, unfinished, retried, unbracketed, few_sizes, damaged
     text: str
     run_ids: tuple[str, ...]
 
@@ -74,7 +75,13 @@ def status(root: Path, plan: Plan | None = None) -> Status:
         known = [(plan, run) for run in plan.runs]
         return Status([_row(root, p.name, run) for p, run in known], findings(root, [plan]))
     runs = read_runs(root)
-    found = [plans.read(path) for path in sorted(root.glob("plans/*.json")) if _is_plan(path)]
+    found, damaged = [], []
+    for path in sorted(root.glob("plans/*.json")):
+        try:
+            if _is_plan(path):
+                found.append(plans.read(path))
+        except InputError as error:
+            damaged.append(Finding("damaged", str(error), ()))
     rows, seen = [], set()
     for each in found:
         for run in each.runs:
@@ -86,7 +93,7 @@ def status(root: Path, plan: Plan | None = None) -> Status:
             spec = from_dict(run.spec, source=str(run.path / "spec.json"))
             alone = PlannedRun(spec, {"size": spec.model.d_model, "seed": spec.seed})
             rows.append(_row(root, None, alone, run_id=run.run_id))
-    return Status(rows, findings(root, found))
+    return Status(rows, [*damaged, *findings(root, found)])
 
 
 def findings(root: Path, found: Iterable[Plan]) -> list[Finding]:
@@ -157,7 +164,7 @@ def _row(
         "plan": plan,
         **{key: run.labels.get(key) for key in ("size", "seed", "target_flops", "convention")},
         "status": state,
-        "reason": result.get("reason"),
+        "reason": attempts[-1]["reason"] if attempts and not result else result.get("reason"),
         "step": last.get("step", 0),
         "steps": run.spec.steps,
         "loss/train": last.get("loss/train"),
@@ -170,7 +177,7 @@ def _row(
 def _is_plan(path: Path) -> bool:
     """Fits, summaries and production specs lie beside the plans."""
     tree = read_json(path)
-    return isinstance(tree, dict) and isinstance(tree.get("runs"), list) and "recipe" in tree
+    return isinstance(tree, dict) and "recipe" in tree
 
 
 def _number(value: float | None) -> str:

@@ -5,7 +5,10 @@ sweeps/make.py), and `[set]` with values common to all runs by dotted path. A Py
 variable `plan`. The same sweep gives the same plan.json from each.
 """
 
+import contextlib
+import datetime
 import inspect
+import math
 import runpy
 import sys
 import tomllib
@@ -44,6 +47,8 @@ def _toml(path: Path, extra: dict[str, Any]) -> Plan:
         tree = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(str(path), f"not TOML ({error})", "mend that line") from None
+    for key, value in paths.flatten(tree).items():
+        _plain(f"{path}: {key}", value)
     _known(path, "", tree, TOP)
     kinds = [kind for kind in ("isoflop", "grid") if kind in tree]
     if len(kinds) != 1:
@@ -62,7 +67,12 @@ def _toml(path: Path, extra: dict[str, Any]) -> Plan:
         "why": tree.get("why", ""),
         "set": {**_dotted(tree.get("set", {})), **extra},
     }
-    return (_isoflop if kinds[0] == "isoflop" else _grid)(path, tree[kinds[0]], common)
+    try:
+        return (_isoflop if kinds[0] == "isoflop" else _grid)(path, tree[kinds[0]], common)
+    except InputError as error:
+        if error.field.startswith(str(path)) or error.field.removeprefix("set.") in extra:
+            raise
+        raise InputError(f"{path}: {error.field}", error.given, error.instead) from None
 
 
 def _isoflop(path: Path, table: dict[str, Any], common: dict[str, Any]) -> Plan:
@@ -99,10 +109,11 @@ def _python(path: Path, extra: dict[str, Any]) -> Plan:
     here = str(path.resolve().parent)
     sys.path.insert(0, here)  # a sweep may import what lies beside it
     try:
-        found = runpy.run_path(str(path)).get("plan")
+        with contextlib.redirect_stdout(sys.stderr):  # stdout is for what --json writes
+            found = runpy.run_path(str(path)).get("plan")
     except InputError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
         line = getattr(error, "lineno", None) or (frames[-1].lineno if frames else "?")
         raise InputError(
@@ -130,6 +141,16 @@ def _execution(plan: Plan, extra: dict[str, Any]) -> Plan:
     return replace(
         plan, runs=tuple(PlannedRun(paths.put(r.spec, extra), r.labels) for r in plan.runs)
     )
+
+
+def _plain(field: str, value: Any) -> None:
+    """A plan is kept as JSON: it has no dates, no infinities, and numbers that a float can hold."""
+    if isinstance(value, datetime.date | datetime.time):
+        raise InputError(field, str(value), "a TOML date; write a number, or text in quotes")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(field, value, "write a finite number")
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise InputError(field, value, "write a whole number below 2^63, or a float such as 1e24")
 
 
 def _known(path: Path, prefix: str, tree: dict[str, Any], known: Any) -> None:

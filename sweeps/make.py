@@ -47,8 +47,11 @@ def isoflop(
     """
     budgets = _numbers("isoflop.budgets", budgets)
     _number("isoflop.sizes", sizes, whole=True)
-    _number("isoflop.tokens_per_param", tokens_per_param)
-    if _number("isoflop.span", span) <= 1:
+    if not 1e-6 <= _number("isoflop.tokens_per_param", tokens_per_param) <= 1e9:
+        raise InputError(
+            "isoflop.tokens_per_param", tokens_per_param, "write 1e-6 to 1e9, for example 20"
+        )
+    if not 1 < _number("isoflop.span", span) <= 1e6:
         raise InputError("isoflop.span", span, "write a factor above 1, for example 4")
     seeds = _whole_numbers("isoflop.seeds", seeds, least=0)
     if widths is not None:
@@ -188,6 +191,9 @@ def _plan(
 
 
 def _base(arch: str, changes: Mapping[str, Any]):
+    if not isinstance(arch, str):
+        raise InputError("arch", arch, 'write the name of a family in quotes, such as "dense"')
+
     def spec(width: int | None) -> RunSpec:
         if width is not None:
             _number("model.d_model", width, whole=True)

@@ -1,6 +1,7 @@
 """Which runs, and why those? A `Plan` is a name, a reason and runs, kept as plan.json."""
 
 import dataclasses
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,15 @@ from train.record import read_json, write_json
 from train.spec import RunSpec, from_dict, to_dict
 
 FORMAT = 1  # of plan.json
+NUMBER = int | float
+LABELS = {  # that are computed with; a grid has no target
+    "budget": NUMBER,
+    "size": int,
+    "seed": int,
+    "target_flops": NUMBER | None,
+    "achieved_flops": NUMBER,
+    "cell": dict,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,10 +68,28 @@ class Plan:
         }
 
     def write(self, root: Path) -> Path:
-        """`<root>/plans/<name>.json`, atomically."""
+        """`<root>/plans/<name>.json`, atomically; another plan's runs are not orphaned."""
         path = plan_path(root, self.name)
-        write_json(path, self.to_dict())
+        tree = self.to_dict()
+        if path.is_file():
+            self._check_kept(path, Path(root), json.loads(json.dumps(tree["recipe"])))
+        write_json(path, tree)
         return path
+
+    def _check_kept(self, path: Path, root: Path, recipe: dict[str, Any]) -> None:
+        """The plan under this name may grow or change its execution, not lose what was begun."""
+        kept = read_json(path)
+        if isinstance(kept, dict) and kept.get("recipe") == recipe:
+            return
+        ours = {run.run_id for run in self.runs}
+        begun = [r for r in read(path).runs if (root / r.run_id / "spec.json").exists()]
+        lost = [run.run_id for run in begun if run.run_id not in ours]
+        if lost:
+            raise InputError(
+                "name",
+                f"{self.name} is the name of another plan, {len(lost)} of whose runs have begun",
+                f"write another name, or remove {path}",
+            )
 
 
 def plan_path(root: Path, name: str) -> Path:
@@ -75,24 +103,39 @@ def read(path: Path) -> Plan:
         raise InputError(
             str(path), "not a plan", "give a sweep.toml, a Python file with a plan, or a plan.json"
         )
+    _typed(path, "", tree, {"format": int, "why": str, "recipe": dict, "notes": list})
     if tree.get("format", FORMAT) > FORMAT:
         raise InputError(
             str(path), f"format {tree['format']}", f"upgrade ladder; this one reads up to {FORMAT}"
         )
     runs = []
     for i, row in enumerate(tree["runs"]):
-        spec = from_dict(row["spec"], source=f"{path}: runs.{i}")
+        where = f"runs.{i}"
+        _typed(path, "", {where: row}, {where: dict})
+        _typed(path, f"{where}.", {"spec": None, **row}, {"spec": dict, "labels": dict})
+        labels = row.get("labels", {})
+        _typed(path, f"{where}.labels.", labels, LABELS)
+        spec = from_dict(row["spec"], source=f"{path}: {where}")
         if spec.run_id != row.get("run_id"):
             raise InputError(
-                f"{path}: runs.{i}",
+                f"{path}: {where}",
                 f"its run_id {row.get('run_id')} is not that of its spec, {spec.run_id}",
                 "the plan was edited; make it again from its sweep.toml",
             )
-        runs.append(PlannedRun(spec, row.get("labels", {})))
-    return Plan(
-        tree["name"],
-        tree.get("why", ""),
-        tuple(runs),
-        tree.get("recipe", {}),
-        tuple(tree.get("notes", ())),
-    )
+        runs.append(PlannedRun(spec, labels))
+    notes = tuple(tree.get("notes", ()))
+    try:
+        return Plan(tree["name"], tree.get("why", ""), tuple(runs), tree.get("recipe", {}), notes)
+    except InputError as error:
+        raise InputError(f"{path}: {error.field}", error.given, error.instead) from None
+
+
+def _typed(path: Path, prefix: str, tree: dict[str, Any], kinds: dict[str, Any]) -> None:
+    """Keys that are there have these types, where true is no number."""
+    for key, kind in kinds.items():
+        if key in tree and (isinstance(tree[key], bool) or not isinstance(tree[key], kind)):
+            raise InputError(
+                f"{path}: {prefix}{key}",
+                tree[key],
+                "the plan is damaged; make it again from its sweep.toml, or remove it",
+            )

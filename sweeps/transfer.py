@@ -112,6 +112,8 @@ ROUNDING = {"power_of_two": False}  # of every rule: batch to a power of two of 
 
 def rule_of(transfer: str | Mapping[str, Any]) -> tuple[Rule, dict[str, Any]]:
     """`"fixed"` or `{"rule": "power_lines", "exponent": -0.5}` -> the rule, full settings."""
+    if not isinstance(transfer, str | Mapping):
+        raise InputError("transfer", transfer, f"write a name in quotes; {nearest('', RULES)}")
     given = {"rule": transfer} if isinstance(transfer, str) else dict(transfer)
     name = given.pop("rule", None)
     if not isinstance(name, str) or name not in RULES:
@@ -160,7 +162,18 @@ def transferred(
     """
     check(transfer, base=base)
     rule, settings = rule_of(transfer)
-    values: dict[str, float | int] = dict(rule.apply(params, tokens, base, settings))
+    try:
+        values: dict[str, float | int] = dict(rule.apply(params, tokens, base, settings))
+    except (OverflowError, ZeroDivisionError):
+        values = dict.fromkeys(rule.sets, math.inf)
+    for path, value in values.items():
+        if not (math.isfinite(value) and value > 0):
+            given = ", ".join(f"{key} {settings[key]}" for key in rule.settings)
+            raise InputError(
+                "transfer",
+                f"{rule.name} with {given or 'its constants'} gives {path} {value:.3g}",
+                "write settings that give a positive number",
+            )
     notes = []
     if BATCH in values or settings["power_of_two"]:
         wanted = values.get(BATCH, base.budget.batch_tokens)

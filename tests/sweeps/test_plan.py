@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from parallelism.errors import InputError
+from sweeps import doctor
 from sweeps.dry_run import dry_run
 from sweeps.grid import axis, product
 from sweeps.load import load
@@ -153,6 +154,15 @@ def edited(old: str, new: str) -> str:
         (edited("seeds = [0, 1]", "seeds = [-1]"), "isoflop.seeds", "at least 0"),
         (edited('arch = "dense"', 'arch = "dence"'), "--arch", "did you mean dense"),
         (edited('arch = "dense"', ""), "isoflop.arch", "write arch"),
+        (edited('"full_attn"', "3"), "sweep.toml: convention", "choose one of"),
+        (edited('"dense"', "3"), "sweep.toml: arch", "in quotes"),
+        (edited('{ rule = "power_lines", exponent = -0.5 }', "3"), "transfer", "in quotes"),
+        (edited("exponent = -0.5", "exponent = 1e5"), "transfer", "gives optim.weight_decay inf"),
+        (edited("sizes = 4", "tokens_per_param = 1e-300"), "isoflop.tokens_per_param", "1e-6"),
+        (edited("sizes = 4", "tokens_per_param = 1e300"), "isoflop.tokens_per_param", "1e-6"),
+        (edited("4e-3", "nan"), "set.optim.lr", "finite"),
+        (edited("optim.lr", "optim.lrr"), "sweep.toml: optim.lrr", "did you mean"),
+        (GRID_TOML.replace("1e-3", "2024-01-01"), "product.optim.lr.0", "a TOML date"),
         (edited('name = "ladder-1"', ""), "name", "write name"),
         (edited("ladder-1", "a/b"), "name", "names a file"),
         (edited("optim.lr = 4e-3", "model.d_model = 64"), "set.model.d_model", "isoflop.widths"),
@@ -218,6 +228,62 @@ def test_an_edited_or_newer_plan_json_is_refused(tmp_path):
     path.write_text(json.dumps(tree))
     with pytest.raises(InputError, match="the plan was edited"):
         load(path)
+
+
+def test_a_python_sweep_neither_exits_nor_writes_to_stdout(tmp_path, capsys):
+    with pytest.raises(InputError, match=":2: SystemExit"):
+        load(written(tmp_path, "a.py", "import sys\nsys.exit(0)"))
+    load(written(tmp_path, "b.py", PYTHON + "print('chatter')"))
+    captured = capsys.readouterr()
+    assert captured.out == "" and "chatter" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"format": "a"}, "format"),
+        ({"format": True}, "format"),
+        ({"runs": [1]}, "runs.0"),
+        ({"runs": [{"run_id": "x"}]}, "runs.0.spec"),
+        ({"runs": [{"run_id": "x", "spec": 3}]}, "runs.0.spec"),
+        ({"runs": [{"run_id": "x", "spec": {}, "labels": []}]}, "runs.0.labels"),
+        (
+            {"runs": [{"run_id": "x", "spec": {}, "labels": {"target_flops": "a"}}]},
+            "runs.0.labels.target_flops",
+        ),
+        ({"runs": []}, "plan"),
+        ({"name": 3}, "name"),
+        ({"recipe": 3}, "recipe"),
+        ({"notes": 3}, "notes"),
+        ({"why": 3}, "why"),
+    ],
+)
+def test_a_damaged_plan_json_is_one_line_that_names_file_and_key(change, key, tmp_path):
+    path = simple().write(tmp_path)
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(InputError) as error:
+        read(path)
+    assert error.value.field == f"{path}: {key}"
+    status = doctor.status(tmp_path)
+    assert [finding.kind for finding in status.findings] == ["damaged"]
+    assert key in status.text()
+
+
+def test_a_plan_does_not_take_the_name_of_another_whose_runs_have_begun(tmp_path):
+    old, more = simple(), simple(widths=[64, 96, 128])
+    other = simple(set={"optim.lr": 1e-3})
+    old.write(tmp_path)
+    other.write(tmp_path)  # nothing was trained: nothing is lost
+    old.write(tmp_path)
+    spec = old.runs[0].spec
+    RunDir(tmp_path / spec.run_id).start(spec=to_dict(spec), env={}, counts={})
+    with pytest.raises(InputError, match="write another name") as error:
+        other.write(tmp_path)
+    assert error.value.field == "name" and read(tmp_path / "plans" / "t.json") == old
+    old.write(tmp_path)
+    more.write(tmp_path)
+    assert len(read(tmp_path / "plans" / "t.json").runs) == 3
+    simple(widths=[64, 96, 128], set={"execution.log_every": 7}).write(tmp_path)
 
 
 def test_the_dry_run_tells_what_is_done_and_what_will_be_spent(tmp_path):
