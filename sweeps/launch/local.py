@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from model.count import count
 from parallelism.errors import InputError
 from sweeps.launch import machine
 from sweeps.launch.pool import ENDED, Pool, Worker
@@ -22,8 +23,9 @@ from sweeps.launch.schedule import Cell, cell, choose
 from sweeps.launch.show import Display, display
 from sweeps.plan import Plan
 from sweeps.summary import Session, Summary
-from train.record import DIVERGED, DONE, FAILED, RunDir, environment
-from train.spec import to_dict
+from train.environment import environment
+from train.record import DIVERGED, DONE, FAILED, RunDir
+from train.spec import FORMAT, RunSpec, to_dict
 
 ENDS = (DONE, DIVERGED)  # a failed run is tried again by the next sweep
 LOOK = 1.0  # seconds between looks at runs that another process holds
@@ -54,7 +56,11 @@ def sweep(
         session.skip(one, status) if status is not None else pending.append(one)
     with display(cells, pending, show=show) as shown:
         if pending:
-            _Launch(session, shown, pending, workers=workers, retries=retries).run()
+            launch = _Launch(session, shown, pending, workers=workers, retries=retries)
+            launch.run()
+            summary = session.summary()
+            launch.check()
+            return summary
     return session.summary()
 
 
@@ -76,6 +82,7 @@ class _Launch:
         self.held: dict[str, Cell] = {}  # another process trains them
         self.looked = 0.0
         self.deaths: dict[str, int] = {}
+        self.mistakes: list[str] = []  # of the user, by which a cell failed
         self.stops = 0  # Ctrl-C and SIGTERM so far
         platform = machine.platform()
         one_device = all(one.spec.execution.mesh.n_devices == 1 for one in pending)
@@ -107,6 +114,14 @@ class _Launch:
             finally:
                 for worker in self.pool.workers.values():
                     worker.kill()
+
+    def check(self) -> None:
+        """A mistake that failed every cell is the sweep's: raises InputError."""
+        if self.session.interrupted or len(self.mistakes) < max(1, len(self.session.trained)):
+            return
+        others = len(self.mistakes) - 1
+        more = f" (and {others} more cells; see ladder status)" if others else ""
+        raise InputError("", None, f"{self.mistakes[0]}{more}")
 
     def _alive(self) -> bool:
         """Work is left, or a worker still winds up."""
@@ -180,7 +195,11 @@ class _Launch:
         elif event == "input_error":
             worker.cell = None
             # the user can mend it: no result is written, so the same command tries again
-            self._end(one, FAILED, message["reason"])
+            reason = message["reason"]
+            self.mistakes.append(reason)
+            run = RunDir(self.root / one.run_id)
+            run.record_attempt(reason=reason, worker_pid=worker.process.pid)
+            self._end(one, FAILED, reason)
         elif event == "crash":
             worker.cell, worker.leaving = None, True
             self._died(one, message["reason"], worker)
@@ -231,10 +250,18 @@ class _Launch:
             self.pending[one.run_id] = one
             return
         reason = f"{reason} ({deaths} attempts, see attempts.jsonl)"
-        if not (run.path / "spec.json").exists():
-            run.start(spec=to_dict(one.spec), env=environment(), counts={})
-        last = run.metrics()[-1:]
-        run.finish(status=FAILED, metrics=dict(last[0]) if last else {}, reason=reason)
+        with run.claim() as claimed:
+            if claimed is None:  # another sweep took it up: what comes of it is that one's to say
+                self._hold(one)
+                return
+            if not (run.path / "spec.json").exists():
+                run.start(
+                    spec={"format": FORMAT, **to_dict(one.spec)},
+                    env=environment(),
+                    counts=_counts(one.spec),
+                )
+            last = run.metrics()[-1:]
+            run.finish(status=FAILED, metrics=dict(last[0]) if last else {}, reason=reason)
         self._end(one, FAILED, reason)
 
     # -- Ctrl-C ------------------------------------------------------------------------------
@@ -257,6 +284,17 @@ class _Launch:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _counts(spec: RunSpec) -> dict[str, Any]:
+    """What the loop writes of a run, but for what only its data tell."""
+    counts = count(spec.model, seq_len=spec.data.seq_len, remat=spec.execution.remat)
+    return {
+        "params": counts.params,
+        "flops_per_token": counts.flops_per_token,
+        "tokens_planned": spec.tokens,
+        "steps_planned": spec.steps,
+    }
 
 
 def _ended(root: Path, one: Cell) -> str | None:

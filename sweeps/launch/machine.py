@@ -20,7 +20,7 @@ ALLOCATOR = {
 
 def cores() -> list[int]:
     """The cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
+    if sys.platform == "linux":
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
 

@@ -27,7 +27,7 @@ def main() -> int:
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--cores", default="")
     args = parser.parse_args()
-    if args.cores and hasattr(os, "sched_setaffinity"):
+    if args.cores and sys.platform == "linux":
         # before jax starts: its thread pool is as large as the cores it sees
         os.sched_setaffinity(0, [int(core) for core in args.cores.split(",")])
     events = os.fdopen(os.dup(1), "w", buffering=1)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from parallelism.errors import InputError
+from sweeps import doctor
 from sweeps.grid import axis
 from sweeps.launch.local import sweep
 from sweeps.make import grid
@@ -248,10 +249,25 @@ def test_a_cell_that_dies_every_time_fails_and_a_users_mistake_is_not_retried(ro
     assert len(attempts) == 2 and all(reason in row["reason"] for row in attempts)
     result = RunDir(root / dead).read().result
     assert result is not None and result["status"] == "failed" and reason in result["reason"]
+    assert RunDir(root / dead).read().spec["format"] == 1
+    assert RunDir(root / dead).read().counts["steps_planned"] == 60
+    assert RunDir(root / dead).owner() is None
 
     assert "no_such_corpus" in summary.cells[mistake]["reason"]
-    assert RunDir(root / mistake).attempts() == []
+    assert "no_such_corpus" in RunDir(root / mistake).attempts()[0]["reason"]
     assert not (root / mistake / "result.json").exists(), "mended, the same command trains it"
+
+
+def test_a_mistake_that_fails_every_cell_is_the_sweeps_and_status_tells_it(root):
+    corpus: Any = [{"kind": "text", "path": str(root / "no_such_corpus")}]
+    made = plan("mistaken", **{"data.sources": corpus})
+    with pytest.raises(InputError, match="no_such_corpus.*1 more") as error:
+        sweep(made, root, workers=1, show=False)
+    assert "\n" not in str(error.value)
+    status = doctor.status(root, made)
+    assert all("no_such_corpus" in row["reason"] for row in status.rows)
+    kept = json.loads((root / "plans" / "mistaken.summary.json").read_text())
+    assert kept["failed"] == 2
 
 
 def test_a_worker_that_cannot_start_is_an_error_not_a_loop(root, monkeypatch):
