@@ -5,6 +5,7 @@ A verb's docstring is its help and its example. Rooms are imported by the verb t
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -26,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("interrupted; the same command goes on where this one was", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # ladder table | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -226,6 +227,10 @@ def size(args: argparse.Namespace) -> int:
     from analysis.devices import parse
     from sweeps.sized import sized
 
+    if args.mfu is not None and not args.devices:
+        raise InputError("--mfu", args.mfu, "write --devices too, as in --devices h100:1024")
+    if args.out is not None and not args.out.parent.is_dir():
+        raise InputError("--out", str(args.out), f"no folder {args.out.parent}; make it first")
     found = sized(
         read_fit(args.fit),
         flops=args.flops,
@@ -383,12 +388,25 @@ def parser() -> Parser:
         one.add_argument("--convention", metavar="NAME", help="FLOPs of runs (causal_attn)")
         one.add_argument("--cluster", metavar="COLUMN", help="rows that are one run")
         if run is not isoflop:
-            one.add_argument("--law", default="chinchilla", metavar="NAME|module:object")
-            one.add_argument("--bootstrap", type=_whole, default=400, metavar="N")
+            one.add_argument(
+                "--law",
+                default="chinchilla",
+                metavar="NAME|module:object",
+                help="chinchilla, or your own",
+            )
+            one.add_argument(
+                "--bootstrap",
+                type=_whole,
+                default=400,
+                metavar="N",
+                help="resamples (default: 400)",
+            )
         if run is fit:
             one.add_argument("--huber", type=_number, metavar="DELTA", help="of log residuals")
-            one.add_argument("--reduce", default="sum", choices=("sum", "mean"))
-            one.add_argument("--seed", type=_whole, default=0)
+            one.add_argument(
+                "--reduce", default="sum", choices=("sum", "mean"), help="of the objective"
+            )
+            one.add_argument("--seed", type=_whole, default=0, help="of starts and resamples")
             one.add_argument("--level", type=_number, default=0.95, help="of intervals")
         if run is report:
             one.add_argument("--out", type=Path, default=Path("report.html"), metavar="PATH")
@@ -400,7 +418,7 @@ def parser() -> Parser:
 
     one = verb(size)
     one.add_argument("fit", metavar="fit.json")
-    one.add_argument("--flops", type=_number, required=True, metavar="C")
+    one.add_argument("--flops", type=_number, required=True, metavar="C", help="the budget")
     one.add_argument("--inference-tokens", type=_number, metavar="T", help="served over its life")
     one.add_argument("--devices", metavar="KIND:COUNT", help="as in h100:1024")
     one.add_argument("--mfu", type=_number, help="fraction of peak (default: assumed, and said)")
@@ -411,14 +429,14 @@ def parser() -> Parser:
 
     one = verb(check)
     one.add_argument("what", choices=("transfer",))
-    one.add_argument("--arch", default="dense", metavar="NAME")
-    one.add_argument("--widths", default="64,128,256,512", metavar="A,B")
-    one.add_argument("--lr", type=_number, default=0.01)
+    one.add_argument("--arch", default="dense", metavar="NAME", help="(default: dense)")
+    one.add_argument("--widths", default="64,128,256,512", metavar="A,B", help="to compare")
+    one.add_argument("--lr", type=_number, default=0.01, help="of the few steps")
     _set(one)
 
     one = verb(bench)
-    one.add_argument("--arch", default="dense", metavar="NAME")
-    one.add_argument("--steps", type=_whole, default=100, metavar="N")
+    one.add_argument("--arch", default="dense", metavar="NAME", help="(default: dense)")
+    one.add_argument("--steps", type=_whole, default=100, metavar="N", help="(default: 100)")
     _set(one)
 
     one = verb(tokenizer, root=False)
@@ -447,15 +465,15 @@ def _number(text: str) -> float:
 
 def _whole(text: str) -> int:
     value = _number(text)
-    if value != int(value) or value < 0:
+    if not math.isfinite(value) or value != int(value) or value < 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number; write one such as 400")
     return int(value)
 
 
 def _whole_numbers(field: str, text: str) -> list[int]:
     parts = [p.strip() for p in text.split(",")]
-    if len(parts) < 2 or not all(p.isdigit() for p in parts):
-        raise InputError(field, text, "write at least two whole numbers, as in 64,128,256")
+    if len(set(parts)) < 2 or not all(p.isdigit() and int(p) > 0 for p in parts):
+        raise InputError(field, text, "write at least two different widths, as in 64,128,256")
     return [int(p) for p in parts]
 
 
@@ -482,12 +500,13 @@ def _rebuilt(spec: Any, settings: Sequence[str]) -> Any:
     from dataclasses import replace
 
     from model import archs
+    from model.spec import WIDEST
     from train.paths import parse
 
     changes = dict(parse(text) for text in settings)
     width = changes.get("model.d_model")
-    if not isinstance(width, int | float) or width != int(width) or width < 1:
-        return spec
+    if not isinstance(width, int | float) or not 1 <= width <= WIDEST or width != int(width):
+        return spec  # `override` says what is wrong with that width
     try:
         return replace(spec, model=archs.build(spec.model.arch, int(width)))
     except ValueError:
@@ -539,13 +558,27 @@ def _out(args: argparse.Namespace, value: Any, text: str) -> int:
         print(text)
     elif args.json == "-":
         print(text, file=sys.stderr)
-        print(json.dumps(value, indent=2))
+        print(json.dumps(_finite(value), indent=2, allow_nan=False))
     else:
         from train.record import write_json
 
-        write_json(Path(args.json), value)
+        path = Path(args.json)
+        if not path.parent.is_dir():
+            raise InputError("--json", args.json, f"no folder {path.parent}; make it first")
+        write_json(path, _finite(value))
         print(text)
     return OK
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity and no NaN: such a number is missing."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
 
 
 def _quick_memory(verb: str) -> None:

@@ -35,7 +35,7 @@ def dense(d_model: int = 128) -> ModelSpec:
         d_model=d_model,
         n_layers=depth(d_model),
         repeat=(block,),
-        parametrisation=Parametrisation(output_multiplier=4.0),
+        parametrisation=Parametrisation(output_multiplier=4.0, base_d_head=16),
     )
 
 

@@ -71,13 +71,11 @@ def scaling(
     raise ValueError(f"unknown role {role!r}; a parameter is one of {', '.join(ROLES)}")
 
 
-def attention_scale(rule: Parametrisation, *, per_head: int, base_per_head: float) -> float:
-    """Factor on q.k: K^-1/2 in standard, base_K^1/2 / K in muP, so that the two agree at the base
-    model.
-    """
-    if rule.kind == "standard":
+def attention_scale(rule: Parametrisation, *, per_head: int) -> float:
+    """Factor on q.k: K^-1/2 in standard, base_K^1/2 / K in muP, so that the two agree at base_K."""
+    if rule.kind == "standard" or rule.base_d_head is None:
         return rule.attention_multiplier * per_head**-0.5
-    return rule.attention_multiplier * base_per_head**0.5 / per_head
+    return rule.attention_multiplier * rule.base_d_head**0.5 / per_head
 
 
 def tied_readout_scale(rule: Parametrisation, *, d_model: int) -> float:

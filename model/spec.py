@@ -31,19 +31,29 @@ class LayerSpec:
         raise NotImplementedError
 
 
+WIDEST, DEEPEST = 10**6, 10**4  # beyond any model: a slip of the keyboard, not a size
+
+
 def resolve(kind: str, *, room: str) -> Any:
     """The module of a layer kind: `model.<room>.<kind>`, or a dotted module of the user's own."""
     name = kind if "." in kind else f"model.{room}.{kind}"
+    hint = {"hint": nearest(kind, layer_kinds(room))}
+    unknown = "unknown kind; {hint}, or the dotted name of a module of your own"
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise PydanticCustomError("unknown_kind", unknown, hint)
     try:
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not name.startswith(error.name):
             raise  # the layer's file exists, and lacks a package of its own
+        raise PydanticCustomError("unknown_kind", unknown, hint) from None
+    lacking = [part for part in ("Spec", "Layer", "extra_flops") if part not in vars(module)]
+    if lacking:
         raise PydanticCustomError(
             "unknown_kind",
-            "unknown kind; {hint}, or the dotted name of a module of your own",
-            {"hint": nearest(kind, layer_kinds(room))},
-        ) from None
+            "module {name} has no {lacking}, so it is no layer; {hint}",
+            {"name": name, "lacking": " and no ".join(lacking), **hint},
+        )
     return module
 
 
@@ -109,6 +119,7 @@ class Parametrisation:
 
     kind: Literal["standard", "mup"] = "mup"
     base_d_model: int = Field(default=64, ge=1)
+    base_d_head: int | None = Field(default=None, ge=1)  # None: scores are scaled by K^-1/2
     embed_std: float = Field(
         default=0.5, gt=0
     )  # guess; the tied table uses base_d_model ** -0.5 instead
@@ -124,8 +135,8 @@ class ModelSpec:
     """
 
     arch: str = "custom"  # a label for people; never parsed
-    d_model: int = Field(ge=1)
-    n_layers: int = Field(ge=1)
+    d_model: int = Field(ge=1, le=WIDEST)
+    n_layers: int = Field(ge=1, le=DEEPEST)
     vocab: int = Field(default=256, ge=2)
     first: tuple[BlockSpec, ...] = ()
     repeat: tuple[BlockSpec, ...] = Field(min_length=1)

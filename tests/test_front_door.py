@@ -69,6 +69,9 @@ MAP = "--map=N=params,D=tokens,loss=loss"
         ("execution.mesh.data=3", "data x fsdp = 3", "divides it"),
         ("execution.accumulate=3", "execution.accumulate 3", "write a divisor of 4"),
         ("optim.lr", "--set", "write path=value"),
+        ("model.d_model=1e400", "model.d_model", "finite"),
+        ("model.n_layers=1e8", "model.n_layers", "10000"),
+        ("model.repeat.0.mixer.kind=os.path", "mixer", "no layer"),
         ("data.tokenizer=nowhere.json", "data.tokenizer", "nowhere.json"),
         ("model.vocab=100", "model.vocab", "256"),
     ],
@@ -154,6 +157,11 @@ def test_a_misspelt_key_of_a_sweep_is_named(tmp_path, capsys):
         (["demo", "--size=huge"], "tiny"),
         (["table", "--root=nowhere"], "nowhere"),
         (["check", "transfer", "--widths=64"], "at least two"),
+        (["check", "transfer", "--widths=7,9"], "d_head"),
+        (["fit", "x.csv", "--bootstrap=inf"], "whole number"),
+        (["show", "dense", "--json=/dev/full"], "/dev/full"),
+        (["show", "dense", "--json=nowhere/x.json"], "nowhere"),
+        (["train", "--arch=dense", "--quiet", "--root=/dev/null"], "/dev/null"),
     ],
 )
 def test_a_wrong_command_line_is_one_line(tmp_path, capsys, monkeypatch, arguments, told):
@@ -208,6 +216,32 @@ def test_a_second_train_of_one_run_does_nothing_twice(tmp_path, capsys):
     assert (first["skipped"], second["skipped"]) == (False, True)
     assert first["metrics"] == second["metrics"]
     assert ledger.stat().st_mtime_ns == before
+
+
+def test_a_finished_run_is_not_handed_out_for_another_text(tmp_path, capsys):
+    folder, root = tmp_path / "texts", tmp_path / "runs"
+    folder.mkdir()
+    for i in range(8):
+        (folder / f"{i}.txt").write_text(f"text number {i} says nothing much. " * 40)
+    source = json.dumps({"kind": "text", "path": str(folder)})
+    command = train(root, f"data.sources.0={source}")
+    assert ladder.main(command) == 0
+    (folder / "3.txt").write_text("and now it says something else. " * 40)
+    capsys.readouterr()
+    line = refused(command, capsys)
+    assert "data.sources" in line and "changed" in line
+
+
+def test_every_resume_is_recorded_beside_the_first_start(tmp_path):
+    spec = ladder._spec("dense", [a.removeprefix("--set=") for a in TINY if a.startswith("--set")])
+    run = RunDir(tmp_path / spec.run_id)
+    run.path.mkdir()
+    write_json(run.path / "env.json", {"format": 1, "commit": "before"})
+    run.resumed(step=3, env={"commit": "after"})
+    run.resumed(step=5, env={"commit": "later"})
+    env = json.loads((run.path / "env.json").read_text())
+    assert env["commit"] == "before"
+    assert [(r["step"], r["commit"]) for r in env["resumes"]] == [(3, "after"), (5, "later")]
 
 
 def test_a_diverged_run_is_a_result_and_exit_status_one(tmp_path, capsys):

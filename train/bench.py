@@ -21,10 +21,10 @@ from model.count import count
 from parallelism.errors import InputError
 from parallelism.place import batch_sharding, replicated
 from train.data.pipeline import open_data
+from train.environment import environment
 from train.loop import IN_FLIGHT, Progress, train
 from train.paths import put
 from train.programs import Programs, programs, resolved_execution, use_cache
-from train.record import environment
 from train.schedule import hyper
 from train.spec import RunSpec
 from train.step import initial_state

@@ -8,7 +8,7 @@ Adam: +0.44 and +1.20). Changes are measured, not values: values are flat at ini
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from model.context import Context, unplaced
 from model.decoder import build
 from model.spec import ModelSpec
 from train.data.pipeline import open_data
+from train.paths import put
 from train.schedule import hyper
 from train.spec import BudgetSpec, DataSpec, OptimSpec, RunSpec, ScheduleSpec
 from train.step import forward, initial_state, train_step
@@ -88,8 +89,9 @@ def coordinate_check(
     )
     batches = [data.batch(seed)._asdict() for seed in range(seeds)]
     changes: dict[str, list[float]] = {name: [] for name in COORDINATES}
-    for width in widths:
-        per_seed = _changes(replace(spec.model, d_model=width), batches, lr=lr, steps=steps)
+    models = [put(spec, {"model.d_model": width}).model for width in widths]  # all, or an error
+    for model in models:
+        per_seed = _changes(model, batches, lr=lr, steps=steps)
         for i, name in enumerate(COORDINATES):
             changes[name].append(float(np.mean([c[i] for c in per_seed])))
     slopes = {

@@ -19,10 +19,11 @@ from parallelism.errors import InputError
 from parallelism.place import replicated
 from train.checkpoint import Checkpoints
 from train.data.pipeline import open_data
+from train.environment import environment
 from train.evaluate import evaluate
 from train.interrupts import interrupts, lead_says
 from train.programs import Compilation, Programs, programs, resolved_execution, use_cache
-from train.record import DIVERGED, DONE, RunDir, environment
+from train.record import DIVERGED, DONE, RunDir
 from train.schedule import hyper
 from train.spec import FORMAT as SPEC_FORMAT
 from train.spec import RunSpec, to_dict
@@ -83,11 +84,13 @@ def train(spec: RunSpec, *, root: Path, progress: Report | None = None) -> Outco
         if held is None:
             reason = f"process {run.owner()} is training it"
             standing = Outcome(spec.run_id, "held", reason, {}, [])
-        elif (
-            lead and standing is None
-        ):  # another process may have finished it between the two looks
-            standing = _ended(run)
+        elif lead and standing is None:
+            standing = _ended(run)  # another process may have finished it between the two looks
+            if standing is None:
+                run.clear_result()  # a failed run is tried again
         if lead_says(standing is not None):
+            if standing is not None and standing.skipped:
+                _check_text(spec, run, cache=root / ".cache")
             return standing or _ended(run) or Outcome(spec.run_id, "held", None, {}, [])
         with _memory(spec):
             return _train(spec, run, cache=root / ".cache", progress=progress or (lambda _: None))
@@ -118,11 +121,13 @@ def _train(spec: RunSpec, run: RunDir, *, cache: Path, progress: Report) -> Outc
         ready.shardings,
         say=lambda text: print(text, file=sys.stderr, flush=True),
     )
+    earlier = 0.0  # seconds of the sessions before this one, up to the checkpoint
     if found is None:
         step, state = 0, spread(initial_state(ready.model, spec.seed), ready.shardings)
     else:
         step, state, position = found
         data.check_position(position)
+        earlier = position.get("seconds", 0.0)
 
     # Record
     lead = jax.process_index() == 0
@@ -138,6 +143,8 @@ def _train(spec: RunSpec, run: RunDir, *, cache: Path, progress: Report) -> Outc
                 "bytes_per_token": data.bytes_per_token(),
             },
         )
+    elif lead:
+        run.resumed(step=step, env={**environment(), **_devices(spec)})
     ledger = run.ledger(resume_step=step) if lead else None
     tracker = open_tracker(run.run_id, to_dict(spec), folder=str(run.path)) if lead else None
     numbers = jax.device_put(hyper(spec), replicated(ready.mesh))
@@ -149,6 +156,9 @@ def _train(spec: RunSpec, run: RunDir, *, cache: Path, progress: Report) -> Outc
     row: dict[str, Any] = {}
     bad: str | None = None
     clock, first_step = time.perf_counter(), step
+
+    def seconds() -> float:
+        return earlier + time.perf_counter() - started
 
     def show(phase: str) -> None:
         rate = (step - first_step) * spec.budget.batch_tokens / (time.perf_counter() - clock)
@@ -191,7 +201,8 @@ def _train(spec: RunSpec, run: RunDir, *, cache: Path, progress: Report) -> Outc
                     bytes_per_token=data.bytes_per_token(name),
                 )
         row |= {
-            "time/seconds": time.perf_counter() - started,
+            "time/seconds": seconds(),
+            "time/device_seconds": seconds() * ready.mesh.size,
             "time/tokens_per_second": (step - first_step)
             * spec.budget.batch_tokens
             / (time.perf_counter() - clock),
@@ -204,7 +215,7 @@ def _train(spec: RunSpec, run: RunDir, *, cache: Path, progress: Report) -> Outc
     def save() -> None:
         if ledger is not None:
             ledger.sync()  # a checkpoint never knows more than the ledger
-        checkpoints.save(step, state, data.position(step))
+        checkpoints.save(step, state, {**data.position(step), "seconds": seconds()})
 
     status = "interrupted"
     try:
@@ -250,9 +261,8 @@ def _train(spec: RunSpec, run: RunDir, *, cache: Path, progress: Report) -> Outc
         checkpoints.wait()
         status = DONE if bad is None else DIVERGED
         if ledger is not None:
-            seconds = time.perf_counter() - started
             made = [dataclasses.asdict(c) for c in compilations]
-            run.finish(status=status, reason=bad, metrics=row, seconds=seconds, compilations=made)
+            run.finish(status=status, reason=bad, metrics=row, seconds=seconds(), compilations=made)
         return Outcome(run.run_id, status, bad, row, compilations)
     finally:
         if ledger is not None:
@@ -280,18 +290,33 @@ def _memory(spec: RunSpec) -> Iterator[None]:
 
 
 def _ended(run: RunDir) -> Outcome | None:
-    """A finished run as it stands; a failed one is tried again."""
+    """A finished run as it stands; a failed one has not ended."""
     if not (run.path / "spec.json").exists():
         return None
     result = run.read().result
-    if result is None:
-        return None
-    if result["status"] not in (DONE, DIVERGED):
-        run.clear_result()
+    if result is None or result["status"] not in (DONE, DIVERGED):
         return None
     return Outcome(
         run.run_id, result["status"], result["reason"], result["metrics"], [], skipped=True
     )
+
+
+def _check_text(spec: RunSpec, run: RunDir, *, cache: Path) -> None:
+    """Refuse to hand out a finished run whose corpus is another one now."""
+    then = run.read().env.get("data", {}).get("fingerprint")
+    now = open_data(
+        spec.data,
+        seed=spec.seed,
+        sequences_per_batch=spec.sequences_per_batch,
+        cache=cache / "data",
+        vocab=spec.model.vocab,
+    ).fingerprint
+    if then is not None and then != now:
+        raise InputError(
+            "data.sources",
+            f"the corpus changed since {run.path} ended ({then} then, {now} now)",
+            "restore the files, or train in another --root",
+        )
 
 
 def _window(state: State, ready: Programs) -> tuple[dict[str, float], State, str | None]:

@@ -13,13 +13,9 @@ import errno
 import json
 import math
 import os
-import platform
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
@@ -34,36 +30,37 @@ STATUSES = (DONE, DIVERGED, FAILED)
 
 def write_json(path: Path, value: Any) -> None:
     """Atomic: temporary file in the same folder, flushed to disk, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle = name = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_file():  # a device, a pipe or a folder is not replaced
+            raise OSError(errno.EEXIST, "not a regular file")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(handle, "w") as file:
             json.dump(value, file, indent=2, allow_nan=False)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, 0o644)
         os.replace(name, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise disk_error(error, path) from error
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
+    except BaseException as error:
+        if name is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+        if isinstance(error, OSError):
+            raise disk_error(error, path) from error
         raise
 
 
-def disk_error(error: OSError, path: Path) -> Exception:
-    """A full or read-only disk is the user's to mend: say so in one line."""
+def disk_error(error: OSError, path: Path) -> InputError:
+    """A path that cannot be written is the user's to mend: say so in one line."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return InputError(
             str(path),
             "the disk is full",
             "free some space and run the same command again: it resumes",
         )
-    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-        return InputError(str(path), "not writable", "give --root a folder that can be written")
-    return error
+    why = (error.strerror or str(error)).lower()
+    return InputError(str(path), f"not writable ({why})", "give a path that can be written")
 
 
 def read_json(path: Path) -> Any:
@@ -71,8 +68,23 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(
-            str(path), f"not JSON ({error})", "restore the file, or remove the run directory"
+            str(path), f"not JSON ({error})", "restore the file, or remove it"
         ) from None
+    except OSError as error:
+        why = (error.strerror or str(error)).lower()
+        raise InputError(str(path), f"not readable ({why})", "give a JSON file") from None
+
+
+def read_object(path: Path, **fields: type | tuple[type, ...]) -> dict[str, Any]:
+    """A JSON object whose `fields`, where they are there, have these types; raises InputError."""
+    value = read_json(path)
+    instead = "restore the file, or remove its folder"
+    if not isinstance(value, dict):
+        raise InputError(str(path), "not a JSON object", instead)
+    for name, kind in fields.items():
+        if name in value and not isinstance(value[name], kind):
+            raise InputError(f"{path}: {name}", value[name], instead)
+    return value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,8 +101,7 @@ class RunDir:
     def checkpoints(self) -> Path:
         return self.path / "ckpt"
 
-    # -- written once at the start
-    # -------------------------------------------------------------------------------
+    # -- written once at the start -----------------------------------------------------------------
 
     def start(self, *, spec: dict[str, Any], env: dict[str, Any], counts: dict[str, Any]) -> None:
         try:
@@ -102,18 +113,25 @@ class RunDir:
         write_json(self.path / "env.json", {**env, "format": FORMAT})
         write_json(self.path / "spec.json", spec)
 
+    def resumed(self, *, step: int, env: dict[str, Any]) -> None:
+        """Add to `resumes` in env.json where and with what a run went on."""
+        path = self.path / "env.json"
+        before = read_object(path, resumes=list) if path.exists() else {}
+        again = [*before.get("resumes", []), {"step": step, "time": time.time(), **env}]
+        write_json(path, {**before, "resumes": again})
+
     def check_format(self) -> None:
         """Refuse a directory that a newer ladder wrote, before anything is touched."""
         path = self.path / "env.json"
-        if path.exists() and read_json(path).get("format", FORMAT) > FORMAT:
+        made = read_object(path, format=int).get("format", FORMAT) if path.exists() else FORMAT
+        if made > FORMAT:
             raise InputError(
                 str(self.path),
-                f"written by a newer ladder (format {read_json(path)['format']})",
+                f"written by a newer ladder (format {made})",
                 f"upgrade ladder, or give another --root; this one reads formats up to {FORMAT}",
             )
 
-    # -- the ledger
-    # ----------------------------------------------------------------------------------------------
+    # -- the ledger --------------------------------------------------------------------------------
 
     def ledger(self, *, resume_step: int) -> "Ledger":
         """Open for appending after `resume_step`: later lines, from work since that checkpoint, are
@@ -138,13 +156,19 @@ class RunDir:
         if path.exists():
             for line in path.read_text().splitlines():
                 try:
-                    rows.append(json.loads(line))
+                    row = json.loads(line)
                 except json.JSONDecodeError:
                     break
+                if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+                    raise InputError(
+                        f"{path}: line {len(rows) + 1}",
+                        line,
+                        "no row of a ledger; restore the file, or remove the run directory",
+                    )
+                rows.append(row)
         return rows
 
-    # -- written once at the end
-    # ---------------------------------------------------------------------------------
+    # -- written once at the end -------------------------------------------------------------------
 
     def finish(
         self, *, status: str, metrics: dict[str, float], reason: str | None = None, **more: Any
@@ -181,14 +205,13 @@ class RunDir:
         return rows
 
     # -- read --------------------------------------------------------------------------------------
-    # --------------
 
     def read(self) -> "Run":
         self.check_format()
 
-        def part(name: str) -> Any:
+        def part(name: str, **fields: type | tuple[type, ...]) -> dict[str, Any] | None:
             path = self.path / name
-            return read_json(path) if path.exists() else None
+            return read_object(path, **fields) if path.exists() else None
 
         spec = part("spec.json")
         if spec is None:
@@ -200,9 +223,18 @@ class RunDir:
             path=self.path,
             spec=spec,
             env=part("env.json") or {},
-            counts=part("counts.json") or {},
-            result=part("result.json"),
+            counts=part("counts.json", params=dict, flops_per_token=dict) or {},
+            result=self._result(part("result.json", metrics=dict)),
         )
+
+    def _result(self, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        if value is not None and (value.get("status") not in STATUSES or "metrics" not in value):
+            raise InputError(
+                str(self.path / "result.json"),
+                f"status {value.get('status')!r}",
+                "remove the file: the run goes on from its last checkpoint",
+            )
+        return value
 
     @contextlib.contextmanager
     def claim(self) -> Iterator[dict[str, Any] | None]:
@@ -291,33 +323,3 @@ def read_runs(root: Path | str) -> list[Run]:
         raise InputError("--root", str(root), "no such folder; give the folder that holds the runs")
     paths = sorted(p.parent for p in root.glob("*/spec.json"))
     return [RunDir(p).read() for p in paths]
-
-
-def environment() -> dict[str, Any]:
-    """Commit, dirty diff, versions, host: what a reviewer asks of a figure. Devices are added by
-    the loop.
-    """
-    here = Path(__file__).resolve().parent
-
-    def git(*args: str) -> str | None:
-        try:
-            done = subprocess.run(
-                ["git", *args], cwd=here, capture_output=True, text=True, timeout=10
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    versions = {}
-    for package in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy"):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[package] = metadata.version(package)
-    return {
-        "commit": git("rev-parse", "HEAD"),
-        "diff": git("diff", "HEAD"),
-        "python": sys.version.split()[0],
-        "versions": versions,
-        "host": platform.node(),
-        "system": platform.platform(),
-        "cpus": os.cpu_count(),
-    }

@@ -24,7 +24,9 @@ FORMAT = 1  # of spec.json; a reader refuses newer ones
 # existed. Canonical JSON leaves a field out while it holds that value, so old ids stand; an old
 # file that lacks it is read with it. `*` is every item of a list, and `mixer:attention` a mixer of
 # that kind: "model.repeat.*.mixer:attention.sinks".
-ADDED_SINCE_FORMAT_1: dict[str, Any] = {}
+ADDED_SINCE_FORMAT_1: dict[str, Any] = {
+    "model.parametrisation.base_d_head": None,  # heads of any width scaled as K^-1/2
+}
 
 
 @dataclass(frozen=True, kw_only=True, config=SPEC)

@@ -67,9 +67,7 @@ class Layer(nnx.Module):
             self.k_bias = declare.vector("k_bias", "J K", init="zeros")
             self.v_bias = declare.vector("v_bias", "J K", init="zeros")
             self.out_bias = declare.vector("out_bias", "D", init="zeros")
-        self.scale = scaling.attention_scale(
-            declare.rule, per_head=declare.sizes["K"], base_per_head=declare.base["K"]
-        )
+        self.scale = scaling.attention_scale(declare.rule, per_head=declare.sizes["K"])
 
     def __call__(self, x_BTD: jax.Array, ctx: Context) -> tuple[jax.Array, dict[str, jax.Array]]:
         spec, dtype = self.spec, x_BTD.dtype

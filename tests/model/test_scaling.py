@@ -94,11 +94,19 @@ def test_a_tied_table_reads_out_with_the_width_multiple():
 
 
 def test_attention_scales_agree_at_the_base_and_fall_as_one_over_k_in_mup():
-    mup, standard = Parametrisation(), Parametrisation(kind="standard")
-    for rule in (mup, standard):
-        assert scaling.attention_scale(rule, per_head=64, base_per_head=64) == 64**-0.5
-    assert scaling.attention_scale(mup, per_head=256, base_per_head=64) == 8 / 256
-    assert scaling.attention_scale(standard, per_head=256, base_per_head=64) == 1 / 16
+    mup, standard = Parametrisation(base_d_head=64), Parametrisation(kind="standard")
+    for rule in (mup, standard, Parametrisation()):
+        assert scaling.attention_scale(rule, per_head=64) == 64**-0.5
+    assert scaling.attention_scale(mup, per_head=256) == 8 / 256
+    assert scaling.attention_scale(standard, per_head=256) == 1 / 16
+
+
+def test_a_family_whose_heads_widen_scales_its_scores_by_the_base_head():
+    narrow, wide = (archs.build("dense", d).parametrisation for d in (64, 1024))
+    assert narrow == wide and narrow.base_d_head == 16
+    heads = [archs.build("dense", d).repeat[0].mixer.d_head for d in (64, 1024)]
+    assert heads == [16, 64]
+    assert scaling.attention_scale(wide, per_head=64) == 4 / 64
 
 
 def test_an_unknown_role_is_an_error():

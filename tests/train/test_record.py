@@ -11,6 +11,7 @@ import pytest
 from parallelism.errors import InputError
 from tests.train.tiny import python
 from train import record
+from train.environment import environment
 from train.record import FORMAT, RunDir, read_runs, write_json
 
 HOLD = """
@@ -216,6 +217,6 @@ def test_reading_runs_needs_no_jax():
 
 
 def test_the_environment_names_commit_versions_and_host():
-    env = record.environment()
+    env = environment()
     assert {"commit", "diff", "python", "versions", "host", "cpus"} <= set(env)
     assert env["versions"]["jax"] and env["python"].startswith("3.")
