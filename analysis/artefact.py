@@ -7,6 +7,8 @@ back-test, and the hash of the data, so that a number can be traced to what it c
 
 import dataclasses
 import json
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +16,15 @@ from typing import Any
 import numpy as np
 
 from analysis import laws
-from analysis.law import Coordinates
+from analysis.law import Coordinates, Law
 from parallelism.errors import InputError
 
 FORMAT = 1  # of fit.json
 
 CONVERGED, MULTIMODAL, AT_BOUND = "CONVERGED", "MULTIMODAL", "AT_BOUND"
 ILL_POSED, FAILED = "ILL_POSED", "FAILED"
+STATUSES = (CONVERGED, MULTIMODAL, AT_BOUND, ILL_POSED, FAILED)
+AGAIN = "write it again with ladder fit --json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,26 +128,139 @@ def from_json(tree: Any, *, source: str = "fit.json") -> Fit:
     """A Fit from its JSON; raises InputError when it is not one or a newer ladder wrote it."""
     if not isinstance(tree, dict) or "law" not in tree:
         raise InputError(source, "not a fit", "give the file that ladder fit --json wrote")
-    if tree.get("format", FORMAT) > FORMAT:
+    version = tree.get("format", FORMAT)
+    if isinstance(version, int) and version > FORMAT:
         raise InputError(
-            source, f"format {tree['format']}", f"upgrade ladder; this one reads up to {FORMAT}"
+            source, f"format {version}", f"upgrade ladder; this one reads up to {FORMAT}"
         )
-    fields = {f.name for f in dataclasses.fields(Fit)}
-    if missing := fields - set(tree) - {"format"}:
-        raise InputError(
-            source, f"no {sorted(missing)[0]}", "write the fit again with ladder fit --json"
-        )
-    return Fit(**{k: v for k, v in tree.items() if k in fields})
+    for key, holds in HOLDS.items():
+        if key not in tree and key != "format":
+            raise InputError(f"{source}: {key}", "missing", AGAIN)
+        if key in tree and not holds(tree[key]):
+            raise InputError(f"{source}: {key}", tree[key], AGAIN)
+    try:
+        law = laws.resolve(tree["law"])
+    except InputError:
+        own = "run where its module can be imported, or " if ":" in tree["law"] else ""
+        raise InputError(f"{source}: law", tree["law"], own + AGAIN) from None
+    if key := _unlike(law, tree):
+        raise InputError(f"{source}: {key}", tree[key], f"{AGAIN}: the law is {law.name}")
+    return Fit(**{k: v for k, v in tree.items() if k in HOLDS})
+
+
+def _unlike(law: Law, tree: dict[str, Any]) -> str | None:
+    """The first key whose lengths or names are not the law's, or None."""
+    p = len(law.params)
+    ranges = set(law.input_names) | ({"C", "D/N"} if law.input_names == ("N", "D") else set())
+    agrees = {
+        "params": set(tree["params"]) == set(law.names),
+        "theta": len(tree["theta"]) == p,
+        "samples": all(len(row) == p for row in tree["samples"]),
+        "basins": all(len(b["theta"]) == p for b in tree["basins"]),
+        "centre": len(tree["centre"]) == len(law.input_names),
+        "ranges": ranges <= set(tree["ranges"]),
+    }
+    return next((key for key, ok in agrees.items() if not ok), None)
+
+
+# -- what each key of fit.json holds ---------------------------------------------------------------
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _number(value: Any) -> bool:
+    # json reads NaN and Infinity, and True is an int
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _positive(value: Any) -> bool:
+    return _number(value) and value > 0
+
+
+def _level(value: Any) -> bool:
+    return _number(value) and 0 < value < 1
+
+
+def _pair(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(_positive(v) for v in value)
+
+
+def _list(of: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(of(v) for v in value)
+
+
+def _map(of: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, dict) and all(of(v) for v in value.values())
+
+
+def _object(**keys: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """An object with these keys, and perhaps others."""
+    return lambda value: (
+        isinstance(value, dict) and all(k in value and of(value[k]) for k, of in keys.items())
+    )
+
+
+HOLDS: dict[str, Callable[[Any], bool]] = {
+    "law": _text,
+    "equation": _text,
+    "params": _map(_number),
+    "objective": _number,
+    "status": lambda value: value in STATUSES,
+    "rows": _count,
+    "excluded": _list(_object(id=_text, reason=_text)),
+    "conventions": _object(C=_text, loss_unit=_text),
+    "bootstrap": _object(n=_count, params=_map(_object(se=_number, lo=_number, hi=_number))),
+    "backtest": _object(lines=_list(_text), folds=_list(_object(flops=_number))),
+    "data_hash": _text,
+    "version": _text,
+    "seconds": _object(solve=_number, bootstrap=_number),
+    "warnings": _list(_text),
+    "delta": _positive,
+    "delta_origin": _text,
+    "reduce": _text,
+    "level": _level,
+    "seed": lambda value: isinstance(value, int),
+    "starts": _count,
+    "starts_agree": _count,
+    "basins": _list(_object(theta=_list(_number), weight=_number)),
+    "unidentified": _list(_object(params=_list(_text))),
+    "condition": _number,
+    "noise": _object(sd=_number, dof=_count, origin=_text),
+    "lack_of_fit": _object(verdict=_text),
+    "form": _number,
+    "calibration": _positive,
+    "theta": _list(_number),
+    "samples": _list(_list(_number)),
+    "centre": _list(_number),
+    "scale": _positive,
+    "ranges": _map(_pair),
+    "budgets": _list(_positive),
+    "flops_per_token": lambda value: value is None or _list(_pair)(value),
+    "run_ids": _list(_text),
+    "source": _text,
+    "format": lambda value: _count(value) and value >= 1,
+}
 
 
 def read_fit(path: Path | str) -> Fit:
     path = Path(path)
     if not path.is_file():
-        raise InputError(str(path), "no such file", "give the file that ladder fit --json wrote")
+        said = "a folder" if path.is_dir() else "no such file"
+        raise InputError(str(path), said, "give the file that ladder fit --json wrote")
     try:
-        tree = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError):
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
         raise InputError(
             str(path), "not JSON", "give the file that ladder fit --json wrote"
+        ) from None
+    except OSError as error:
+        raise InputError(
+            str(path), error.strerror or str(error), "give a file that can be read"
         ) from None
     return from_json(tree, source=str(path))

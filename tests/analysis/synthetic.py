@@ -50,7 +50,7 @@ def observations(N, D, loss, *, C=None, reason=None, cluster=None) -> Observatio
         cluster=cluster or ids,
         seed=(0,) * len(N),
         reason=reason or (None,) * len(N),
-        conventions={},
+        conventions={"C": "six_nd", "loss_unit": "nats/token"},
         rows=({},) * len(N),
     )
 
