@@ -182,6 +182,6 @@ def _scored(
 
 def _unfit(points: np.ndarray, parameters: int) -> str | None:
     """Why these points cannot be fitted, or None."""
-    if too_few(points, parameters):
-        return f"{len(points)} points below it for {parameters} parameters"
+    if distinct := too_few(points, parameters):
+        return f"{distinct} distinct points below it for {parameters} parameters"
     return "the points below it lie on one line" if off_line(points) < COLLINEAR else None

@@ -1,11 +1,14 @@
 """Was the optimum found, and do the data fix it? A status that is never better than what was
 seen, and warnings."""
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from analysis.artefact import AT_BOUND, CONVERGED, FAILED, ILL_POSED, MULTIMODAL
+from analysis.backtest import Backtest
 from analysis.bootstrap import Bootstrap
 from analysis.law import evaluate
 from analysis.observations import Observations
@@ -19,6 +22,8 @@ FLAT = 1.0  # a direction known to no better than a factor of e is not identifie
 RANK = 1e-14  # of the largest curvature: no information in float64
 MULTIMODAL_GAP = 2.0  # in log likelihood: an optimum this near is not rejected
 BASINS = 4  # optima that are kept
+RARE = 0.05  # chance, were the intervals right, below which coverage is warned of
+HARDLY = 100.0  # factor an interval spans from which its parameter is hardly fixed: guess
 LOST = 0.2  # share of a budget's rows whose exclusion is warned of
 
 
@@ -114,6 +119,9 @@ def warnings_of(
     open_to: list[dict[str, Any]],
     lack: dict[str, Any],
     made: Bootstrap | None,
+    intervals: Mapping[str, Mapping[str, float]],
+    test: Backtest,
+    level: float,
 ) -> list[str]:
     said = {
         FAILED: "the optimum is not confirmed by other starts: do not use these parameters",
@@ -135,14 +143,40 @@ def warnings_of(
         out.append(f"{made.singular} bootstrap draws had too few distinct points and were redrawn")
     if made is not None and made.failed:
         out.append(f"{made.failed} bootstrap draws had no optimum and were left out")
+    out += [
+        f"the data hardly fix {name}: its interval is {v['lo']:.2g} to {v['hi']:.2g}"
+        for name, v in intervals.items()
+        if v["lo"] * v["hi"] > 0 and not 1 / HARDLY <= v["hi"] / v["lo"] <= HARDLY
+    ]
     if problem.C is None:
         return out
+    out += _tested(test, level=level)
     if problem.levels.are_bands:
         out.append("compute is spread evenly: bands of compute stand in for budgets in hold-outs")
         return out
     if problem.levels.count < 3:
         out.append(f"{problem.levels.count} budgets: no back-test; a third one would supply it")
     return out + _lost(problem, observations)
+
+
+def _tested(test: Backtest, *, level: float) -> list[str]:
+    """What the hold-outs say against the intervals, or that there are too few of them to say
+    anything."""
+    done = [f for f in test.folds if "skipped" not in f]
+    out = []
+    if len(done) == 1:
+        out.append(
+            f"only one budget ({done[0]['flops']:.3g} FLOPs) could be held out: the law's form is"
+            " hardly tested; add a budget"
+        )
+    inside, held = (sum(f[key] for f in done) for key in ("inside", "held_out"))
+    # the chance of as few inside or fewer, were each inside with the level's probability
+    chance = sum(
+        math.comb(held, k) * level**k * (1 - level) ** (held - k) for k in range(inside + 1)
+    )
+    if held and chance < RARE:
+        out.append(f"{inside} of {held} held-out runs inside a {100 * level:g} % interval")
+    return out
 
 
 def _lost(problem: Problem, observations: Observations) -> list[str]:

@@ -71,8 +71,17 @@ def fit(
     open_to, condition = open_directions(problem, gram, noise=noise)
     status = status_of(problem, found, basins=basins, open_to=open_to)
     lack = lack_of_fit(problem, noise=noise)
+    boot = summary(problem, made, level=level) if made else {"n": 0, "params": {}}
     warnings = warnings_of(
-        problem, observations, status=status, open_to=open_to, lack=lack, made=made
+        problem,
+        observations,
+        status=status,
+        open_to=open_to,
+        lack=lack,
+        made=made,
+        intervals=boot["params"],
+        test=test,
+        level=level,
     )
     objective = found.objective_P.min() / (problem.rows if reduce == "mean" else 1)
     return Fit(
@@ -84,7 +93,7 @@ def fit(
         rows=problem.rows,
         excluded=observations.excluded,
         conventions=dict(observations.conventions),
-        bootstrap=summary(problem, made, level=level) if made else {"n": 0, "params": {}},
+        bootstrap=boot,
         backtest=test.to_json(),
         data_hash=observations.hash,
         version=_version(),
@@ -177,7 +186,7 @@ def _check(*, huber: float | None, reduce: str, bootstrap: int, level: float, st
     if bootstrap < 0 or bootstrap == 1:
         raise InputError("--bootstrap", bootstrap, "write 0, or a number of resamples such as 400")
     if not 0 < level < 1:
-        raise InputError("--level", level, "write a probability such as 0.95")
+        raise InputError("--level", level, "write a fraction between 0 and 1 such as 0.95")
     if starts < 1:
         raise InputError("--starts", starts, "write a number of starting points such as 64")
 
