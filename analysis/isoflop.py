@@ -84,6 +84,8 @@ def isoflop(
 ) -> IsoFlop:
     """Valleys of the used rows. With `fit`, warns where its N* differs by more than 3 % at the
     largest valley."""
+    if not 0 < level < 1:
+        raise InputError("--level", level, "write a fraction between 0 and 1 such as 0.95")
     for name in ("N", "D", "C"):
         if name not in observations.columns:
             raise InputError(observations.source, f"no column {name}", f"write --map {name}=COLUMN")

@@ -20,7 +20,9 @@ from analysis.predict import (
     extrapolation,
     family,
     flops_per_token,
+    flops_per_token_origin,
     half_interval,
+    level_of,
     log_spread,
 )
 from parallelism.errors import InputError
@@ -97,7 +99,7 @@ def size(
     """The compute-optimal run of a budget, from the fit alone; raises InputError for a fit that
     cannot tell."""
     _check(fit, flops, inference_tokens)
-    level = level or fit.level
+    level = level_of(fit, level)
     tails = [(1 - level) / 2, (1 + level) / 2]
     thetas = np.concatenate([fit.theta_p[None], fit.samples_Sp])
     N_S, L_S = _optima(fit, thetas, flops)
@@ -144,16 +146,14 @@ def size(
             "of_optimum": float(regret_G[-1]),
         },
         inference=None
-        if not inference_tokens
+        if inference_tokens is None or inference_tokens == 0
         else _inference(fit, thetas, N_S, L_S, flops, inference_tokens, tails),
-        devices=devices.hours(flops) if devices else None,
+        devices=None if devices is None else devices.hours(flops),
         tokens_per_parameter=float(D_S[0] / N),
         level=level,
         extrapolation=float(beyond[0]) if beyond is not None else 1.0,
         convention=str(fit.conventions.get("C", "")),
-        flops_per_token_origin="6 N FLOPs per token"
-        if fit.flops_per_token is None
-        else "the family's own FLOPs per token",
+        flops_per_token_origin=flops_per_token_origin(fit, N),
         warnings=warnings,
     )
 

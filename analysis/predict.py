@@ -34,6 +34,7 @@ class Prediction:
     extrapolation: float | None  # compute over the largest fitted compute
     outside: list[str]  # what leaves the domain
     unit: str
+    flops_per_token_origin: str | None = None  # None for laws without N and D
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -46,7 +47,8 @@ class Prediction:
             "sd: " + ", ".join(f"{k} {v:.4f}" for k, v in self.sd.items()),
         ]
         if self.extrapolation is not None:
-            lines.append(f"{self.extrapolation:.3g} times the largest fitted compute")
+            origin = f" ({self.flops_per_token_origin})" if self.flops_per_token_origin else ""
+            lines.append(f"{self.extrapolation:.3g} times the largest fitted compute{origin}")
         lines += [f"outside the fitted domain: {o}" for o in self.outside]
         return "\n".join(lines)
 
@@ -97,6 +99,8 @@ def parse_at(text: str) -> dict[str, float]:
     out = {}
     for part in text.split(","):
         name, sign, value = part.partition("=")
+        if name.strip() in out:
+            raise InputError("--at", text, f"write {name.strip()} once")
         try:
             out[name.strip()] = float(value)
         except ValueError:
@@ -104,6 +108,15 @@ def parse_at(text: str) -> dict[str, float]:
         if not sign or not np.isfinite(out.get(name.strip(), np.nan)) or out[name.strip()] <= 0:
             raise InputError("--at", part, "write name=positive number, for example N=1e9,D=2e10")
     return out
+
+
+def level_of(fit: Fit, level: float | None) -> float:
+    """The level of an interval: as given, or the fit's; raises InputError."""
+    if level is None:
+        return fit.level
+    if not 0 < level < 1:
+        raise InputError("--level", level, "write a fraction between 0 and 1 such as 0.95")
+    return level
 
 
 def family(fit: Fit) -> Family:
@@ -119,6 +132,17 @@ def flops_per_token(fit: Fit, N: Any) -> np.ndarray:
     """Training FLOPs per token at N parameters in the fit's convention."""
     of, N = family(fit), np.asarray(N, float)
     return 6 * N * np.exp(np.interp(np.log(N), of.log_N, of.excess))
+
+
+def flops_per_token_origin(fit: Fit, N: float) -> str:
+    """Where the FLOPs per token at N parameters are from, for people."""
+    if fit.flops_per_token is None:
+        return "6 N FLOPs per token"
+    sizes = [n for n, _ in fit.flops_per_token]
+    kept = (
+        "" if min(sizes) <= N <= max(sizes) else ", its ratio to 6 N kept beyond the fitted sizes"
+    )
+    return "the family's own FLOPs per token" + kept
 
 
 def predict(fit: Fit, at: Mapping[str, float], *, level: float | None = None) -> Prediction:
@@ -139,7 +163,7 @@ def predict(fit: Fit, at: Mapping[str, float], *, level: float | None = None) ->
         raise InputError(
             "fit.json", "status FAILED", "fit again with more runs: this optimum is not confirmed"
         )
-    level = level or fit.level
+    level = level_of(fit, level)
     point = {name: np.array([at[name]]) for name in needed}
     log_mean, sd = log_spread(fit, point)
     half = half_interval(fit, sd, level=level)[0]
@@ -157,6 +181,9 @@ def predict(fit: Fit, at: Mapping[str, float], *, level: float | None = None) ->
         extrapolation=None if beyond is None else float(beyond[0]),
         outside=outside,
         unit=str(fit.conventions.get("loss_unit", "")),
+        flops_per_token_origin=flops_per_token_origin(fit, at["N"])
+        if {"N", "D"} <= set(needed)
+        else None,
     )
 
 
