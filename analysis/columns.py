@@ -8,6 +8,8 @@ from analysis.tables import Table
 from parallelism.errors import InputError, nearest
 
 SIX_ND = "six_nd"  # the convention C = 6 N D, the only one a file of N and D has
+# what any law may be given besides its own inputs
+QUANTITIES = ("N", "D", "C", "loss", "sd", "seed")
 DEFAULT_CONVENTION = "causal_attn"
 # dotted paths of a spec within which one law can hold in nats per token
 ONE_VALUE = (
@@ -22,11 +24,13 @@ ONE_VALUE = (
 
 def parse_map(text: str | None) -> dict[str, str]:
     """`N=Model Size,loss=y` -> the column of each quantity."""
-    out = {}
+    out: dict[str, str] = {}
     for part in (text or "").split(",") if text else []:
         name, sign, column = part.partition("=")
         if not sign or not name.strip() or not column.strip():
             raise InputError("--map", part, "write N=column,D=column,loss=column")
+        if name.strip() in out:
+            raise InputError("--map", text, f"write {name.strip()} once")
         out[name.strip()] = column.strip()
     return out
 
@@ -36,7 +40,10 @@ def mapping_of(
 ) -> dict[str, str]:
     """The column of each quantity: as given, or as runs and files name them by default."""
     known = table.columns
+    quantities = {*inputs, *QUANTITIES}
     for name, column in given.items():
+        if name not in quantities:
+            raise InputError("--map", f"{name}={column}", nearest(name, quantities))
         if column not in known:
             raise InputError(
                 f"--map {name}", f"no column {column} in {table.source}", nearest(column, known)

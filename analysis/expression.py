@@ -65,13 +65,16 @@ def keep(expression: str, rows: Sequence[Row]) -> list[bool]:
     out = []
     for row in rows:
         try:
-            out.append(bool(reader.value(tree, row)))
+            kept = reader.value(tree, row)
         except Missing:
-            out.append(False)
+            kept = False
         except InputError:
             raise
         except (TypeError, ValueError, ArithmeticError, RecursionError) as error:
             raise InputError("--where", f"{expression} ({error})", HELP) from None
+        if not isinstance(kept, bool):
+            raise InputError("--where", expression, HELP)
+        out.append(kept)
     return out
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from parallelism.errors import InputError
+from parallelism.errors import InputError, nearest
 from train.record import Run, read_runs
 
 
@@ -49,6 +49,9 @@ class Table:
             ]
             columns = [*always[:4], *varying, *always[4:]]
             columns = [c for c in columns if any(row.get(c) is not None for row in self.rows)]
+        for name in columns:
+            if name not in self.columns:
+                raise InputError("--columns", name, nearest(name, self.columns))
         cells = [columns, *([_cell(row.get(c)) for c in columns] for row in self.rows)]
         widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
         return "\n".join(
@@ -117,45 +120,53 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 def _run_row(run: Run) -> dict[str, Any]:
     result = run.result or {}
-    metrics = dict(result.get("metrics") or {})
+    metrics, reason = dict(_part(result, "metrics")), result.get("reason")
     if not metrics:
         # an unfinished run shows where it stands; its status says that this is not a result
-        last: dict[str, Any] = {}
-        for row in run.metrics():
-            last.update(row)
-        metrics = last
+        try:
+            for line in run.metrics():
+                metrics.update(line)
+        except (InputError, TypeError, ValueError):
+            # one damaged ledger does not hide the other runs
+            metrics, reason = {}, reason or "metrics.jsonl is damaged"
     row: dict[str, Any] = {
         "run_id": run.run_id,
         "status": run.status,
-        "reason": result.get("reason"),
+        "reason": reason,
     }
     row |= flatten({k: v for k, v in run.spec.items() if k != "format"})
-    params, per_token = run.counts.get("params", {}), run.counts.get("flops_per_token", {})
+    params, per_token = _part(run.counts, "params"), _part(run.counts, "flops_per_token")
     row |= {f"params.{k}": v for k, v in params.items()}
     row |= {f"flops_per_token.{k}": v for k, v in per_token.items()}
     row |= {k: v for k, v in metrics.items() if isinstance(v, int | float)}
     row["seconds"] = result.get("seconds", metrics.get("time/seconds"))
-    row["data.fingerprint"] = (run.env.get("data") or {}).get("fingerprint")
+    row["data.fingerprint"] = _part(run.env, "data").get("fingerprint")
     row |= _environment(run.env)
     tokens = metrics.get("tokens")
     row |= {"N": params.get("total"), "D": tokens}
-    if tokens is not None:
-        row |= {f"C.{k}": v * tokens for k, v in per_token.items()}
+    if isinstance(tokens, int | float):
+        row |= {f"C.{k}": v * tokens for k, v in per_token.items() if isinstance(v, int | float)}
     return {k: v for k, v in row.items() if v is not None}
+
+
+def _part(tree: dict[str, Any], name: str) -> dict[str, Any]:
+    """An object within a run's files, empty where it is missing or something else."""
+    value = tree.get(name)
+    return value if isinstance(value, dict) else {}
 
 
 def _environment(env: dict[str, Any]) -> dict[str, Any]:
     """What a reviewer asks of a number: which code, on what."""
     if not env.get("commit") and not env.get("versions"):
         return {}
-    device = env.get("devices") or {}
+    device = _part(env, "devices")
     return {
         "env.commit": env.get("commit"),
         "env.modified": bool(env.get("diff")),
         "env.python": env.get("python"),
-        "env.jax": env.get("versions", {}).get("jax"),
+        "env.jax": _part(env, "versions").get("jax"),
         "env.host": env.get("host"),
-        "env.device": f"{device['count']} x {device['kind']}" if device else None,
+        "env.device": f"{device.get('count')} x {device.get('kind')}" if device else None,
     }
 
 
