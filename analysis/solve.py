@@ -78,15 +78,21 @@ def solve(
             )
             return tuple(np.asarray(a)[: problems - first] for a in out)
 
-    workers = min(
-        8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    workers = min(8, _cores())
     firsts = range(0, problems, size)
     head = [part(0)]  # compiles once, before the threads start
     with ThreadPoolExecutor(workers) as pool:
         parts = head + list(pool.map(part, firsts[1:]))
     theta, objective, converged, gram = (np.concatenate(a) for a in zip(*parts, strict=True))
     return Solutions(theta, np.where(np.isfinite(objective), objective, np.inf), converged, gram)
+
+
+def _cores() -> int:
+    """The cores this process may use, or all where the system cannot tell."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # only Linux has it
+        return os.cpu_count() or 1
 
 
 def _terms(
