@@ -24,7 +24,8 @@ pytestmark = [
     pytest.mark.published,
     pytest.mark.skipif(
         not FILE.exists(),
-        reason=f"no {FILE}: from github.com/epoch-research/analyzing-chinchilla",
+        reason="no chinchilla-epoch/svg_extracted_data.csv: set LADDER_PUBLISHED to the folder that"
+        " has it; the file is from github.com/epoch-research/analyzing-chinchilla",
     ),
 ]
 
