@@ -10,7 +10,6 @@ import pytest
 
 from parallelism.errors import InputError
 from tests.train.tiny import python
-from train import record
 from train.environment import environment
 from train.record import FORMAT, RunDir, read_runs, write_json
 
