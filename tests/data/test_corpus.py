@@ -146,5 +146,5 @@ def test_failed_build_leaves_no_folder(source, cache, tmp_path):
 
 def test_cache_that_cannot_be_written_is_one_line(source, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot be written.*--root"):
+    with pytest.raises(InputError, match="not writable .not a directory.*can be written"):
         build(source, tmp_path / "file" / "cache")

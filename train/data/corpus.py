@@ -94,12 +94,7 @@ def open_corpus(
                             _index(maps, folder, field=field)
                     loaded = _load(kept)
         except OSError as error:
-            mended = disk_error(error, kept)
-            if mended is not error:
-                raise mended from error
-            raise InputError(
-                str(kept), f"cannot be written ({error})", "give --root a folder that can be"
-            ) from error
+            raise disk_error(error, kept) from error
     if loaded is None:
         raise InputError(str(kept), "unreadable after it was written", "check the disk")
     meta, arrays = loaded
