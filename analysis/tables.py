@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from parallelism.errors import InputError, nearest
-from train.record import Run, read_runs
+from train.record import Run, flatten, read_runs
 
 
 @dataclass(frozen=True)
@@ -101,21 +101,6 @@ def read(source: str | Path) -> Table:
     if not rows:
         raise InputError(str(path), "no rows", "give a file with a header and measurements")
     return Table(str(path), tuple(rows), False)
-
-
-def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted paths of a JSON tree, as in the specs; written again here because that one imports
-    the models."""
-    if isinstance(tree, dict) and tree:
-        items = tree.items()
-    elif isinstance(tree, list) and tree:
-        items = enumerate(tree)
-    else:
-        return {prefix: tree}
-    out: dict[str, Any] = {}
-    for key, value in items:
-        out.update(flatten(value, f"{prefix}.{key}" if prefix else str(key)))
-    return out
 
 
 def _run_row(run: Run) -> dict[str, Any]:

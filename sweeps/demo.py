@@ -40,8 +40,9 @@ class Size:
     settings: dict[str, Any]
 
 
-# Batches of 256 tokens: with more a run of a million tokens has too few steps, and seeds differ by
-# several per cent of loss. The learning rate is the best of 5e-3, 1e-2, 2e-2 at width 32.
+# Batches of 256 tokens: with more, a run of a million tokens has too few steps. At width 64 and
+# 0.58M bytes three seeds gave 1.765 with these two values and 1.805 with 512 and 8e-3; the learning
+# rate was not swept at this batch (benchmarks/README.md has what was).
 COMMON = {
     "data.seq_len": 128,
     "budget.batch_tokens": 256,

@@ -20,9 +20,8 @@ import numpy as np
 from model.count import count
 from parallelism.errors import InputError
 from parallelism.place import batch_sharding, replicated
-from train.data.pipeline import open_data
 from train.environment import environment
-from train.loop import IN_FLIGHT, Progress, train
+from train.loop import IN_FLIGHT, Progress, open_text, train
 from train.paths import put
 from train.programs import Programs, programs, resolved_execution, use_cache
 from train.schedule import hyper
@@ -186,13 +185,7 @@ class _Rounds:
         self.step: list[float] = []
         self.peak: list[float] = []
         self.numbers = jax.device_put(hyper(spec), replicated(ready.mesh))
-        data = open_data(
-            spec.data,
-            seed=spec.seed,
-            sequences_per_batch=spec.sequences_per_batch,
-            cache=cache / "data",
-            vocab=spec.model.vocab,
-        )
+        data = open_text(spec, cache=cache)
         self.batch = jax.device_put(data.batch(0)._asdict(), batch_sharding(ready.mesh))
         self.state = jax.device_put(initial_state(ready.model, spec.seed), ready.shardings)
         self.products = [_product(n, spec) for n in PRODUCTS[jax.default_backend()]]

@@ -18,7 +18,7 @@ from model.count import count
 from parallelism.errors import InputError
 from parallelism.place import replicated
 from train.checkpoint import Checkpoints
-from train.data.pipeline import open_data
+from train.data.pipeline import Data, open_data
 from train.environment import environment
 from train.evaluate import evaluate
 from train.interrupts import interrupts, lead_says
@@ -103,13 +103,7 @@ def _train(spec: RunSpec, run: RunDir, *, cache: Path, progress: Report) -> Outc
     progress(Progress(run.run_id, "compile", 0, spec.steps, 0))
     use_cache(cache)
     ready, compilations = programs(spec, cache=cache)
-    data = open_data(
-        spec.data,
-        seed=spec.seed,
-        sequences_per_batch=spec.sequences_per_batch,
-        cache=cache / "data",
-        vocab=spec.model.vocab,
-    )
+    data = open_text(spec, cache=cache)
     place, share = placer(ready.mesh, spec)
     counts = count(spec.model, seq_len=spec.data.seq_len, remat=spec.execution.remat)
     flops_per_token = counts.flops_per_token["causal_attn"]
@@ -301,16 +295,21 @@ def _ended(run: RunDir) -> Outcome | None:
     )
 
 
-def _check_text(spec: RunSpec, run: RunDir, *, cache: Path) -> None:
-    """Refuse to hand out a finished run whose corpus is another one now."""
-    then = run.read().env.get("data", {}).get("fingerprint")
-    now = open_data(
+def open_text(spec: RunSpec, *, cache: Path) -> Data:
+    """The data of a run, tokenised or found under `cache`."""
+    return open_data(
         spec.data,
         seed=spec.seed,
         sequences_per_batch=spec.sequences_per_batch,
         cache=cache / "data",
         vocab=spec.model.vocab,
-    ).fingerprint
+    )
+
+
+def _check_text(spec: RunSpec, run: RunDir, *, cache: Path) -> None:
+    """Refuse to hand out a finished run whose corpus is another one now."""
+    then = run.read().env.get("data", {}).get("fingerprint")
+    now = open_text(spec, cache=cache).fingerprint
     if then is not None and then != now:
         raise InputError(
             "data.sources",

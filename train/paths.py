@@ -9,21 +9,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from parallelism.errors import InputError, nearest
+from train.record import flatten
 from train.spec import RunSpec, from_dict, to_dict
-
-
-def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """`{"optim": {"lr": 1}}` -> `{"optim.lr": 1}`; list items are numbered."""
-    if isinstance(tree, dict) and tree:
-        items: Iterable[tuple[Any, Any]] = tree.items()
-    elif isinstance(tree, list) and tree:
-        items = enumerate(tree)
-    else:
-        return {prefix: tree}
-    out: dict[str, Any] = {}
-    for key, value in items:
-        out.update(flatten(value, f"{prefix}.{key}" if prefix else str(key)))
-    return out
 
 
 def known_paths(spec: RunSpec | None = None) -> list[str]:

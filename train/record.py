@@ -15,7 +15,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -85,6 +85,20 @@ def read_object(path: Path, **fields: type | tuple[type, ...]) -> dict[str, Any]
         if name in value and not isinstance(value[name], kind):
             raise InputError(f"{path}: {name}", value[name], instead)
     return value
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """`{"optim": {"lr": 1}}` -> `{"optim.lr": 1}`; list items are numbered."""
+    if isinstance(tree, dict) and tree:
+        items: Iterable[tuple[Any, Any]] = tree.items()
+    elif isinstance(tree, list) and tree:
+        items = enumerate(tree)
+    else:
+        return {prefix: tree}
+    out: dict[str, Any] = {}
+    for key, value in items:
+        out.update(flatten(value, f"{prefix}.{key}" if prefix else str(key)))
+    return out
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,6 @@ in tests/golden/run_ids.json.
 
 import hashlib
 import json
-from dataclasses import replace
 from typing import Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -280,7 +279,3 @@ def _holders(tree: Any, path: str) -> list[tuple[dict[str, Any], str]]:
         if kind:
             nodes = [node for node in nodes if isinstance(node, dict) and node.get("kind") == kind]
     return [(node, leaf) for node in nodes if isinstance(node, dict)]
-
-
-def with_execution(spec: RunSpec, **changes: Any) -> RunSpec:
-    return replace(spec, execution=replace(spec.execution, **changes))

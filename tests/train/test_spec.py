@@ -17,7 +17,6 @@ from train.spec import (
     migrate,
     to_dict,
     to_json,
-    with_execution,
 )
 
 RULE = (
@@ -54,7 +53,10 @@ def test_a_spec_survives_json(entry: dict):
 
 def test_execution_and_label_are_not_part_of_the_id():
     spec = RunSpec(model=build("dense"))
-    other = with_execution(spec, layers="scan", remat="full", log_every=7, checkpoint_every=3)
+    execution = replace(
+        spec.execution, layers="scan", remat="full", log_every=7, checkpoint_every=3
+    )
+    other = replace(spec, execution=execution)
     other = put(other, {"execution.mesh.fsdp": 8, "model.arch": "another name"})
     assert other != spec and other.run_id == spec.run_id
 
