@@ -1,11 +1,16 @@
-"""How is a residual block wired? Pre-norm: x + mixer(norm(x)), then x + ffn(norm(x))."""
+"""How is a residual block wired? Pre-norm: x + mixer(norm(x)), then x + ffn(norm(x)).
+
+A block may lack either. Decoding runs the same wiring with `extend`, which the mixer answers from
+what it remembers of the positions before.
+"""
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 from flax import nnx
 
-from model.context import Context
+from model.context import Context, State
 from model.ops.norm import layernorm, rmsnorm
 from model.param import Declare
 from model.spec import BlockSpec, LayerSpec, base_sizes, resolve
@@ -24,14 +29,37 @@ class Norm(nnx.Module):
 
 class Block(nnx.Module):
     def __init__(self, spec: BlockSpec, declare: Declare, *, norm: str):
-        self.mixer_norm = Norm(norm, declare.within("mixer_norm"))
-        self.mixer = _layer("mixers", "mixer", spec.mixer, declare)
-        self.ffn_norm = Norm(norm, declare.within("ffn_norm"))
-        self.ffn = _layer("ffns", "ffn", spec.ffn, declare)
+        mixes, feeds = spec.mixer is not None, spec.ffn is not None
+        self.mixer_norm = Norm(norm, declare.within("mixer_norm")) if mixes else None
+        self.mixer = _layer("mixers", "mixer", spec.mixer, declare) if mixes else None
+        self.ffn_norm = Norm(norm, declare.within("ffn_norm")) if feeds else None
+        self.ffn = _layer("ffns", "ffn", spec.ffn, declare) if feeds else None
 
     def __call__(self, x_BTD: jax.Array, ctx: Context) -> tuple[jax.Array, dict[str, jax.Array]]:
-        y_BTD, aux = self.mixer(self.mixer_norm(x_BTD), ctx)
-        x_BTD = ctx.constrain(x_BTD + y_BTD, "B T D")
+        aux: dict[str, jax.Array] = {}
+        if self.mixer is not None and self.mixer_norm is not None:
+            y_BTD, aux = self.mixer(self.mixer_norm(x_BTD), ctx)
+            x_BTD = ctx.constrain(x_BTD + y_BTD, "B T D")
+        return self._feed_forward(x_BTD, ctx, aux)
+
+    def start(self, rows: int, *, length: int, dtype: Any) -> State:
+        """What the block remembers of no position, with room for `length` of them."""
+        return {} if self.mixer is None else self.mixer.start(rows, length=length, dtype=dtype)
+
+    def extend(
+        self, x_BTD: jax.Array, state: State, ctx: Context
+    ) -> tuple[jax.Array, State, dict[str, jax.Array]]:
+        """The next T positions after those in `state`."""
+        aux: dict[str, jax.Array] = {}
+        if self.mixer is not None and self.mixer_norm is not None:
+            y_BTD, state, aux = self.mixer.extend(self.mixer_norm(x_BTD), state, ctx)
+            x_BTD = ctx.constrain(x_BTD + y_BTD, "B T D")
+        x_BTD, aux = self._feed_forward(x_BTD, ctx, aux)
+        return x_BTD, state, aux
+
+    def _feed_forward(self, x_BTD: jax.Array, ctx: Context, aux: dict[str, jax.Array]):
+        if self.ffn is None or self.ffn_norm is None:
+            return x_BTD, aux
         y_BTD, more = self.ffn(self.ffn_norm(x_BTD), ctx)
         return ctx.constrain(x_BTD + y_BTD, "B T D"), add_aux(aux, more)
 
@@ -41,7 +69,7 @@ def add_aux(a: Mapping[str, jax.Array], b: Mapping[str, jax.Array]) -> dict[str,
     return {k: a[k] + b[k] if k in a and k in b else (a[k] if k in a else b[k]) for k in {**a, **b}}
 
 
-def _layer(room: str, name: str, spec: LayerSpec, declare: Declare) -> nnx.Module:
+def _layer(room: str, name: str, spec: LayerSpec, declare: Declare) -> Any:
     multiple = declare.sizes["D"] / declare.base["D"]
     base = base_sizes(spec, declare.sizes, width_multiple=multiple)
     local = declare.within(name, sizes=spec.sizes(declare.sizes), base=base)

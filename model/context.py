@@ -2,12 +2,13 @@
 pass.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import jax
 
 Constrain = Callable[[jax.Array, str], jax.Array]
+State = dict[str, jax.Array]  # what one layer remembers of the positions before, when decoding
 
 
 def unplaced(x: jax.Array, dims: str) -> jax.Array:
@@ -18,7 +19,8 @@ def unplaced(x: jax.Array, dims: str) -> jax.Array:
 @dataclass(frozen=True)
 class Context:
     """positions_BT counts from the start of the row; segments_BT numbers documents, None when they
-    are not isolated.
+    are not isolated. `shared` holds what head blocks published for the layers after them. `naive`
+    asks a mixer for its slow and obvious form, which tests and benchmarks compare with.
     """
 
     positions_BT: jax.Array
@@ -26,3 +28,5 @@ class Context:
     constrain: Constrain = unplaced
     layers: str = "scan"  # or unroll
     remat: str = "none"
+    naive: bool = False
+    shared: Mapping[str, jax.Array] = field(default_factory=dict)

@@ -43,15 +43,14 @@ def count(spec: ModelSpec, *, seq_len: int, remat: str = "none") -> Counts:
     extra = {causal: 0.0 for causal in (True, False)}
     state = {"per_token": 0, "fixed": 0}
     for block in spec.blocks:
-        for room, layer in (("mixers", block.mixer), ("ffns", block.ffn)):
+        for room, layer in block.layers:
             module = resolve(layer.kind, room=room)
             sizes = {**spec.shared_sizes, **layer.sizes(spec.shared_sizes)}
             for causal in extra:
                 extra[causal] += module.extra_flops(layer, sizes, seq_len=seq_len, causal=causal)
-        held = resolve(block.mixer.kind, room="mixers").decode_state(
-            block.mixer, {**spec.shared_sizes, **block.mixer.sizes(spec.shared_sizes)}
-        )
-        state = {key: state[key] + held[key] for key in state}
+            if room == "mixers":
+                held = module.decode_state(layer, sizes)
+                state = {key: state[key] + held[key] for key in state}
     # `dots` keeps every parameter product and repeats the rest
     again = {"none": 0.0, "full": in_blocks + extra[False], "dots": extra[False]}[remat]
     return Counts(

@@ -6,7 +6,7 @@ way they are run, so a checkpoint does not depend on the execution.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -17,11 +17,12 @@ from flax import nnx
 
 from model import scaling
 from model.block import Block, Norm, add_aux
-from model.context import Context
+from model.context import Constrain, Context, State, unplaced
 from model.param import Declaration, Declare, Parameter, initial, linear
 from model.spec import BlockSpec, ModelSpec
 
 Params = Mapping[str, jax.Array]
+DecodeState = dict[str, Any]  # `position`, and each block's memory under first, repeat (on Z), last
 
 
 class Decoder(nnx.Module):
@@ -30,15 +31,18 @@ class Decoder(nnx.Module):
         self.embed = declare.table("embed", "V D", matmuls=1.0 if spec.tied else 0.0)
         self.positions = declare.table("positions", "T D") if spec.learned_positions else None
 
-        def blocks(name: str, specs: tuple[BlockSpec, ...], stack: str | None) -> nnx.List:
-            scope = declare.within(name, stack=stack, block=True)
-            return nnx.List(
-                [Block(s, scope.within(str(i)), norm=spec.norm) for i, s in enumerate(specs)]
-            )
+        def blocks(name: str, specs: tuple[BlockSpec, ...], begin: int, stop: int) -> nnx.List:
+            scope = declare.within(name, stack="Z" if name == "repeat" else None, block=True)
+            made = []
+            for i, s in enumerate(specs):
+                layers = tuple(range(begin + i, stop, len(specs)))
+                made.append(Block(s, scope.within(str(i), layers=layers), norm=spec.norm))
+            return nnx.List(made)
 
-        self.first = blocks("first", spec.first, None)
-        self.repeat = blocks("repeat", spec.repeat, "Z")
-        self.last = blocks("last", spec.last, None)
+        body, tail = len(spec.first), spec.n_layers - len(spec.last)
+        self.first = blocks("first", spec.first, 0, body)
+        self.repeat = blocks("repeat", spec.repeat, body, tail)
+        self.last = blocks("last", spec.last, tail, spec.n_layers)
         self.norm = Norm(spec.norm, declare.within("norm"))
         self.readout = (
             None
@@ -57,19 +61,70 @@ class Decoder(nnx.Module):
         self, tokens_BT: jax.Array, ctx: Context, *, dtype: Any
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The residual stream (B, T, D) after the last block, before the final norm, and aux."""
+        x_BTD = self._embedded(tokens_BT, ctx, dtype=dtype)
+        x_BTD, aux, ctx = _once(self.first, x_BTD, ctx)
+        x_BTD, more = _stacked(self.repeat, self.spec.n_repeats, x_BTD, ctx)
+        aux = add_aux(aux, more)
+        x_BTD, more, _ = _once(self.last, x_BTD, ctx)
+        return x_BTD, add_aux(aux, more)
+
+    def start(self, rows: int, *, length: int, dtype: Any) -> DecodeState:
+        """What the decoder remembers of no position, with room for `length` of them."""
+
+        def states(blocks: nnx.List) -> list[State]:
+            return [block.start(rows, length=length, dtype=dtype) for block in blocks]
+
+        n = self.spec.n_repeats
+        return {
+            "position": jnp.zeros((), jnp.int32),
+            "first": states(self.first),
+            "repeat": jax.tree.map(lambda x: jnp.stack([x] * n), states(self.repeat)) if n else [],
+            "last": states(self.last),
+        }
+
+    def extend(
+        self, tokens_BT: jax.Array, state: DecodeState, ctx: Context, *, dtype: Any
+    ) -> tuple[jax.Array, DecodeState]:
+        """Logits (B, T, V) of the next T tokens after those in `state`, and the state after them.
+
+        The positions are the state's own; those of `ctx` are not read.
+        """
+        T = tokens_BT.shape[1]
+        positions_T = state["position"] + jnp.arange(T, dtype=jnp.int32)
+        ctx = replace(ctx, positions_BT=jnp.broadcast_to(positions_T, tokens_BT.shape))
+        x_BTD = self._embedded(tokens_BT, ctx, dtype=dtype)
+        after: DecodeState = {"position": state["position"] + T}
+
+        def through(name: str, x_BTD: jax.Array, ctx: Context) -> tuple[jax.Array, Context]:
+            after[name] = []
+            for block, held in zip(getattr(self, name), state[name], strict=True):
+                x_BTD, held, aux = block.extend(x_BTD, held, ctx)
+                _, ctx = _published(aux, ctx)
+                after[name].append(held)
+            return x_BTD, ctx
+
+        x_BTD, ctx = through("first", x_BTD, ctx)
+        graph, params_Z = nnx.split(self.repeat)
+
+        def unit(x_BTD: jax.Array, layer: Any):
+            params, held = layer
+            out = []
+            for block, one in zip(nnx.merge(graph, params), held, strict=True):
+                x_BTD, one, _ = block.extend(x_BTD, one, ctx)
+                out.append(one)
+            return x_BTD, out
+
+        after["repeat"] = []
+        if self.spec.n_repeats:
+            x_BTD, after["repeat"] = jax.lax.scan(unit, x_BTD, (params_Z, state["repeat"]))
+        x_BTD, ctx = through("last", x_BTD, ctx)
+        return ctx.constrain(self._readout(self.norm(x_BTD)), "B T V"), after
+
+    def _embedded(self, tokens_BT: jax.Array, ctx: Context, *, dtype: Any) -> jax.Array:
         x_BTD = self.embed[...][tokens_BT]
         if self.positions is not None:
             x_BTD = x_BTD + self.positions[...][ctx.positions_BT]
-        x_BTD = ctx.constrain(x_BTD.astype(dtype), "B T D")
-        aux: dict[str, jax.Array] = {}
-        for run in (
-            partial(_once, self.first),
-            partial(_stacked, self.repeat, self.spec.n_repeats),
-            partial(_once, self.last),
-        ):
-            x_BTD, more = run(x_BTD, ctx)
-            aux = add_aux(aux, more)
-        return x_BTD, aux
+        return ctx.constrain(x_BTD.astype(dtype), "B T D")
 
     def _readout(self, x_BTD: jax.Array) -> jax.Array:
         if self.readout is not None:
@@ -107,12 +162,21 @@ def _rematerialised(ctx: Context, run: Any) -> Any:
 
 
 def _once(blocks: nnx.List, x_BTD: jax.Array, ctx: Context):
+    """Each block once; the context that comes back holds what they published."""
     aux: dict[str, jax.Array] = {}
     for block in blocks:
         graph, state = nnx.split(nnx.List([block]))
         x_BTD, more = _rematerialised(ctx, partial(_run, graph, ctx))(x_BTD, state)
+        more, ctx = _published(more, ctx)
         aux = add_aux(aux, more)
-    return x_BTD, aux
+    return x_BTD, aux, ctx
+
+
+def _published(aux: Mapping[str, jax.Array], ctx: Context) -> tuple[dict[str, jax.Array], Context]:
+    """Move `share/` entries of aux into the context of the layers that follow."""
+    shared = {k.removeprefix("share/"): v for k, v in aux.items() if k.startswith("share/")}
+    rest = {k: v for k, v in aux.items() if not k.startswith("share/")}
+    return rest, replace(ctx, shared={**ctx.shared, **shared}) if shared else ctx
 
 
 def _stacked(blocks: nnx.List, n: int, x_BTD: jax.Array, ctx: Context):
@@ -155,6 +219,32 @@ class Model:
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Logits (B, T, V) float32 of tokens (B, T), and aux (`loss/` and `stat/` scalars)."""
         return self.module(params)(tokens_BT, ctx, dtype=dtype)
+
+    def start(self, rows: int, *, length: int, dtype: Any) -> DecodeState:
+        """What is remembered of `rows` empty sequences, with room for `length` positions each."""
+        module = nnx.merge(
+            self.graph, jax.tree.unflatten(self.tree, [self._abstract(p) for p in self.paths])
+        )
+        return module.start(rows, length=length, dtype=dtype)
+
+    def extend(
+        self,
+        params: Params,
+        tokens_BT: jax.Array,
+        state: DecodeState,
+        *,
+        dtype: Any,
+        constrain: Constrain = unplaced,
+    ) -> tuple[jax.Array, DecodeState]:
+        """Logits (B, T, V) float32 of the next T tokens of each row, and the state after them.
+
+        One call with a whole prompt is the prefill, calls with T = 1 are decoding: the same sums.
+        """
+        ctx = Context(positions_BT=tokens_BT, segments_BT=None, constrain=constrain)
+        return self.module(params).extend(tokens_BT, state, ctx, dtype=dtype)
+
+    def _abstract(self, path: str) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(self.declarations[path].shape, jnp.float32)
 
     def module(self, params: Params) -> Decoder:
         """The Flax module holding these arrays."""

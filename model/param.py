@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 
 from model import scaling
+from model.inits import Init, Place
 from model.spec import Parametrisation
 from parallelism.axes import letters
 
@@ -29,10 +30,13 @@ class Declaration:
     shape: tuple[int, ...]
     contract: tuple[str, ...]
     role: str
-    init: str  # normal, zeros, ones
+    init: str | Init  # normal (of the role's spread), zeros, ones, or a draw of the layer's own
     scaling: scaling.Scaling
     matmuls: float  # products with this parameter per token in the forward pass
     block: bool  # belongs to a residual block
+    batch: tuple[str, ...] = ()  # dims that a product keeps apart: one matrix for each of them
+    layers: tuple[int, ...] = (0,)  # which layers of the model it is of, in the order of Z
+    n_layers: int = 1
 
     @property
     def size(self) -> int:
@@ -65,6 +69,7 @@ class Declare:
     tied: bool
     path: tuple[str, ...] = ()
     stack: str | None = None  # letter of the leading dimension of stacked layers
+    layers: tuple[int, ...] = (0,)  # which layers of the model this scope is of
     block: bool = False
     made: dict[str, Declaration] = field(default_factory=dict)
 
@@ -91,25 +96,50 @@ class Declare:
         dims: str,
         *,
         contract: str,
+        batch: str = "",
         role: str = scaling.HIDDEN,
-        init: str = "normal",
+        init: str | Init = "normal",
         matmuls: float = 1.0,
     ) -> Parameter:
-        """A product's weight: contracted dims lead, the produced ones follow."""
-        if not dims.startswith(contract):
-            raise ValueError(f"{name}: contracted dims lead; {contract!r} does not begin {dims!r}")
-        return self._make(name, dims, contract, role, init, matmuls)
+        """A product's weight: dims kept apart lead, contracted ones follow, the produced ones end.
+
+        `linear` applies it, or `block_linear` where `batch` names dims: then there is one matrix
+        for each entry of them, and each sees its own slice of the input.
+        """
+        if not dims.startswith(f"{batch} {contract}".strip()):
+            raise ValueError(
+                f"{name}: contracted dims lead; {f'{batch} {contract}'.strip()!r} does not begin "
+                f"{dims!r}"
+            )
+        return self._make(name, dims, role, init, contract=contract, batch=batch, matmuls=matmuls)
 
     def table(self, name: str, dims: str, *, matmuls: float = 0.0) -> Parameter:
         """Rows looked up by index."""
-        return self._make(name, dims, "", scaling.TABLE, "normal", matmuls)
+        return self._make(name, dims, scaling.TABLE, "normal", matmuls=matmuls)
 
-    def vector(self, name: str, dims: str, *, init: str) -> Parameter:
-        """A gain (`ones`) or bias (`zeros`), multiplied or added elementwise."""
-        return self._make(name, dims, "", scaling.VECTOR, init, 0.0)
+    def vector(self, name: str, dims: str, *, init: str | Init) -> Parameter:
+        """A gain (`ones`), a bias (`zeros`), or a short convolution: entries that each channel
+        multiplies or adds by itself, so that their scale does not follow the width.
+        """
+        return self._make(name, dims, scaling.VECTOR, init)
+
+    def recurrence(self, name: str, dims: str, *, init: Init, lr: float = 1.0) -> Parameter:
+        """A pole, decay or step size of a recurrence. No weight decay; `lr` multiplies the run's
+        learning rate; muP has no rule for it, and the printed table says so.
+        """
+        return self._make(name, dims, scaling.RECURRENCE, init, lr=lr)
 
     def _make(
-        self, name: str, dims: str, contract: str, role: str, init: str, matmuls: float
+        self,
+        name: str,
+        dims: str,
+        role: str,
+        init: str | Init,
+        *,
+        contract: str = "",
+        batch: str = "",
+        matmuls: float = 0.0,
+        lr: float = 1.0,
     ) -> Parameter:
         path = ".".join((*self.path, name))
         if path in self.made:
@@ -127,6 +157,7 @@ class Declare:
             n_layers=self.n_layers,
             tied=self.tied,
         )
+        scaled = replace(scaled, lr=scaled.lr * lr)
         declaration = Declaration(
             path=path,
             dims=named,
@@ -137,6 +168,9 @@ class Declare:
             scaling=scaled,
             matmuls=matmuls,
             block=self.block,
+            batch=letters(batch),
+            layers=self.layers,
+            n_layers=self.n_layers,
         )
         self.made[path] = declaration
         return Parameter(
@@ -151,21 +185,22 @@ def initial(declaration: Declaration, seed: int) -> np.ndarray:
     and no platform. On the host because a compiled initialiser costs a second a shape, more than
     the training step itself.
     """
-    if declaration.init == "zeros" or (
-        declaration.init == "normal" and declaration.scaling.std == 0
-    ):
+    init, std = declaration.init, declaration.scaling.std
+    if init == "zeros" or (init == "normal" and std == 0):
         return np.zeros(declaration.shape, np.float32)
-    if declaration.init == "ones":
+    if init == "ones":
         return np.ones(declaration.shape, np.float32)
     stacked = declaration.dims[0] == "Z"
-    layers = declaration.shape[0] if stacked else 1
     shape = declaration.shape[1:] if stacked else declaration.shape
     name = zlib.crc32(declaration.path.encode())
-    out = np.empty((layers, *shape), np.float32)
-    for z in range(layers):
+    out = np.empty((len(declaration.layers) if stacked else 1, *shape), np.float32)
+    for z in range(len(out)):
         stream = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, name, z])))
-        out[z] = stream.standard_normal(shape, np.float32)
-    return (out * np.float32(declaration.scaling.std)).reshape(declaration.shape)
+        if isinstance(init, Init):
+            out[z] = init(stream, shape, Place(declaration.layers[z], declaration.n_layers))
+        else:
+            out[z] = stream.standard_normal(shape, np.float32) * np.float32(std)
+    return out.reshape(declaration.shape)
 
 
 def linear(x: jax.Array, weight: Parameter, *, dtype: Any = None) -> jax.Array:
@@ -177,6 +212,8 @@ def linear(x: jax.Array, weight: Parameter, *, dtype: Any = None) -> jax.Array:
     result's; the default is x's.
     """
     declaration = weight.decl
+    if declaration.batch:
+        raise ValueError(f"{declaration.path} is block diagonal: apply it with block_linear")
     value = weight[...]
     n = len(declaration.contract)
     produced = value.shape[n:]
@@ -187,5 +224,25 @@ def linear(x: jax.Array, weight: Parameter, *, dtype: Any = None) -> jax.Array:
         preferred_element_type=dtype or x.dtype,
     )
     y = y.reshape(*x.shape[: x.ndim - n], *produced)
+    forward = declaration.scaling.forward
+    return y if forward == 1.0 else y * forward
+
+
+def block_linear(x: jax.Array, weight: Parameter, *, dtype: Any = None) -> jax.Array:
+    """Block-diagonal product: the trailing dims of x are the weight's batch dims, then its
+    contracted ones; each batch entry has its own matrix.
+    """
+    declaration = weight.decl
+    value = weight[...]
+    g, c = len(declaration.batch), len(declaration.contract)
+    blocks, contracted, produced = value.shape[:g], value.shape[g : g + c], value.shape[g + c :]
+    n, k = math.prod(blocks), math.prod(contracted)
+    lead = x.shape[: x.ndim - g - c]
+    y = jnp.einsum(
+        "tgk,gkf->tgf",
+        x.reshape(-1, n, k),
+        value.reshape(n, k, -1).astype(x.dtype),
+        preferred_element_type=dtype or x.dtype,
+    ).reshape(*lead, *blocks, *produced)
     forward = declaration.scaling.forward
     return y if forward == 1.0 else y * forward

@@ -105,7 +105,7 @@ def show(spec: ModelSpec, *, seq_len: int, mesh: MeshSpec | None = None) -> Show
             "copies": placed[d.path]["copies"],
             "init": f"normal {d.scaling.std:.3g}"
             if d.init == "normal" and d.scaling.std
-            else ("zeros" if d.init == "normal" else d.init),
+            else ("zeros" if d.init == "normal" else str(d.init)),
             "lr_multiplier": d.scaling.lr if d.scaling.covered else None,
             "weight_decay_multiplier": d.scaling.weight_decay if d.scaling.covered else None,
             "forward_multiplier": d.scaling.forward if d.scaling.covered else None,

@@ -30,6 +30,16 @@ class LayerSpec:
         """Sizes of the axes this layer adds, by letter; raises ValueError when they cannot be."""
         raise NotImplementedError
 
+    @property
+    def publishes(self) -> tuple[str, ...]:
+        """Names of arrays this layer gives to every layer after it, as aux `share/NAME`."""
+        return ()
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Names of such arrays that it needs, from `ctx.shared`."""
+        return ()
+
 
 WIDEST, DEEPEST = 10**6, 10**4  # beyond any model: a slip of the keyboard, not a size
 
@@ -66,7 +76,7 @@ def layer_kinds(room: str) -> list[str]:
 
 def _layer(room: str):
     def validate(value: Any) -> Any:
-        if isinstance(value, LayerSpec):
+        if value is None or isinstance(value, LayerSpec):
             return value
         if isinstance(value, str):
             value = {"kind": value}
@@ -91,8 +101,8 @@ def _layer(room: str):
     return validate
 
 
-def _dump(value: LayerSpec) -> Any:
-    return TypeAdapter(type(value)).dump_python(value, mode="json")
+def _dump(value: LayerSpec | None) -> Any:
+    return None if value is None else TypeAdapter(type(value)).dump_python(value, mode="json")
 
 
 MixerSpec = Annotated[Any, BeforeValidator(_layer("mixers")), PlainSerializer(_dump)]
@@ -101,10 +111,20 @@ FfnSpec = Annotated[Any, BeforeValidator(_layer("ffns")), PlainSerializer(_dump)
 
 @dataclass(frozen=True, kw_only=True, config=SPEC)
 class BlockSpec:
-    """One residual block: a sequence mixer, then a feed-forward layer."""
+    """One residual block: a sequence mixer, then a feed-forward layer; either may be None."""
 
     mixer: MixerSpec
     ffn: FfnSpec
+
+    def __post_init__(self):
+        if self.mixer is None and self.ffn is None:
+            raise ValueError("a block has a mixer, an ffn, or both; write the kind of one")
+
+    @property
+    def layers(self) -> tuple[tuple[str, LayerSpec], ...]:
+        """(room, layer) of each layer that there is, in the order they act."""
+        both = (("mixers", self.mixer), ("ffns", self.ffn))
+        return tuple((room, layer) for room, layer in both if layer is not None)
 
 
 @dataclass(frozen=True, kw_only=True, config=SPEC)
@@ -156,9 +176,22 @@ class ModelSpec:
                 f"last blocks is not a "
                 f"multiple of the repeated {len(self.repeat)}; write a multiple"
             )
-        for block in (*self.first, *self.repeat, *self.last):
-            for layer in (block.mixer, block.ffn):
-                layer.sizes(self.shared_sizes)
+        published: set[str] = set()
+        for part in ("first", "repeat", "last"):
+            for block in getattr(self, part):
+                for _, layer in block.layers:
+                    layer.sizes(self.shared_sizes)
+                    if missing := sorted(set(layer.reads) - published):
+                        raise ValueError(
+                            f"a {layer.kind} layer of `{part}` reads {', '.join(missing)}, which "
+                            f"no block before it publishes; put a block that does into `first`"
+                        )
+                    if layer.publishes and part != "first":
+                        raise ValueError(
+                            f"a {layer.kind} layer of `{part}` publishes "
+                            f"{', '.join(layer.publishes)}; only blocks of `first` can"
+                        )
+                    published.update(layer.publishes)
 
     @property
     def n_repeats(self) -> int:

@@ -31,13 +31,17 @@ AXES = {
         Axis("F", "ffn", "feed-forward hidden width"),
         Axis("H", "heads", "attention heads"),
         Axis("J", "kv_heads", "key-value heads"),
-        Axis("K", "per_head", "width of one head"),
+        Axis("K", "per_head", "width of one head; of its queries and keys where values differ"),
+        Axis("M", "per_value", "width of one head's values"),
         Axis("V", "vocab", "vocabulary"),
         Axis("E", "experts", "experts"),
         Axis("N", "state", "recurrent state"),
         Axis("P", "streams", "parallel streams"),
         Axis("G", "blocks", "blocks of a structured matrix"),
         Axis("R", "rank", "rank of a factor"),
+        Axis("W", "taps", "taps of a short convolution"),
+        Axis("X", "features", "features of a fixed map: of a position, of a key"),
+        Axis("Y", "targets", "inputs of a token shift that are mixed apart"),
         Axis("Z", "layers", "depth: stacked layers"),
     )
 }

@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 from pydantic import TypeAdapter
 
-from model.context import Context
+from model.context import Context, State
 from model.decoder import Model
 from model.param import Declaration, Declare, initial
 from model.spec import BlockSpec, LayerSpec, ModelSpec, Parametrisation, layer_kinds, resolve
@@ -90,6 +90,9 @@ class Alone:
     declarations: Mapping[str, Declaration]
     params: Params
     apply: Callable[..., jax.Array]
+    naive: Callable[..., jax.Array]  # the same, in the layer's slow and obvious form
+    start: Callable[..., State]  # (rows, length=, dtype=): what a mixer remembers of no position
+    extend: Callable[..., tuple[jax.Array, State]]  # (params, x, state, position): the next ones
 
 
 def alone(spec: LayerSpec, *, room: str, d_model: int = D_MODEL, base: int = 16) -> Alone:
@@ -112,12 +115,30 @@ def alone(spec: LayerSpec, *, room: str, d_model: int = D_MODEL, base: int = 16)
         for path, d in declare.made.items()
     }
 
-    def apply(params: Params, x_BTD: jax.Array, segments_BT: jax.Array | None = None) -> jax.Array:
-        module = nnx.merge(graph, jax.tree.unflatten(tree, [params[path] for path in paths]))
-        positions_BT = jnp.broadcast_to(jnp.arange(x_BTD.shape[1])[None], x_BTD.shape[:2])
-        return module(x_BTD, Context(positions_BT=positions_BT, segments_BT=segments_BT))[0]
+    def module(params: Params) -> Any:
+        return nnx.merge(graph, jax.tree.unflatten(tree, [params[path] for path in paths]))
 
-    return Alone(declarations=dict(declare.made), params=params, apply=jax.jit(apply))
+    def context(x_BTD: jax.Array, segments_BT: Any, *, first: Any = 0, **more: Any) -> Context:
+        positions_BT = jnp.broadcast_to(first + jnp.arange(x_BTD.shape[1])[None], x_BTD.shape[:2])
+        return Context(positions_BT=positions_BT, segments_BT=segments_BT, **more)
+
+    def apply(params: Params, x_BTD: jax.Array, segments_BT: jax.Array | None = None) -> jax.Array:
+        return module(params)(x_BTD, context(x_BTD, segments_BT))[0]
+
+    def naive(params: Params, x_BTD: jax.Array, segments_BT: jax.Array | None = None) -> jax.Array:
+        return module(params)(x_BTD, context(x_BTD, segments_BT, naive=True))[0]
+
+    def extend(params: Params, x_BTD: jax.Array, state: State, position: Any):
+        return module(params).extend(x_BTD, state, context(x_BTD, None, first=position))[:2]
+
+    return Alone(
+        declarations=dict(declare.made),
+        params=params,
+        apply=jax.jit(apply),
+        naive=jax.jit(naive),
+        start=lambda rows, **more: module(params).start(rows, **more),
+        extend=jax.jit(extend),
+    )
 
 
 def _is_parameter(leaf: Any) -> bool:

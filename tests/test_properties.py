@@ -1,7 +1,7 @@
 """Does every layer keep the contract? The properties of tests/properties.py, found by file."""
 
 import functools
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ import pytest
 
 from model.count import count
 from model.decoder import build
+from model.spec import resolve
 from parallelism.axes import AXES
 from parallelism.mesh import make_mesh
 from parallelism.place import batch_sharding
@@ -22,8 +23,12 @@ from train.spec import RunSpec, from_dict, to_dict
 from train.step import abstract_state, initial_state
 
 layers = pytest.mark.parametrize("case", p.cases(every_variant=True), ids=str)
+mixers = pytest.mark.parametrize(
+    "case", [c for c in p.cases(every_variant=True) if c.room == "mixers"], ids=str
+)
 kinds = pytest.mark.parametrize("case", p.cases(every_variant=False), ids=str)
 T = 9
+LONG = 37  # several chunks and a rest
 
 
 @functools.cache
@@ -91,6 +96,71 @@ def test_rows_of_a_batch_do_not_mix(case: Case):
     one, x_BTD = layer(case), p.stream(4, T, p.D_MODEL)
     order = jnp.asarray([2, 0, 3, 1])
     assert_close(one.apply(one.params, x_BTD[order]), one.apply(one.params, x_BTD)[order])
+
+
+@mixers
+@pytest.mark.parametrize("isolated", [True, False])
+def test_the_fast_form_equals_the_naive_one_in_values_and_gradients(case: Case, isolated: bool):
+    one, x_BTD = layer(case), p.stream(2, LONG, p.D_MODEL)
+    segments_BT = p.batch(2, LONG)["segments_BT"] if isolated else None
+    project_BTD = p.stream(2, LONG, p.D_MODEL, seed=1)
+
+    def results(form):
+        @functools.partial(jax.value_and_grad, argnums=(0, 1), has_aux=True)
+        def value(params, x_BTD):
+            y_BTD = form(params, x_BTD, segments_BT)
+            return jnp.mean(y_BTD * project_BTD), y_BTD
+
+        made = jax.jit(value).trace(one.params, x_BTD)
+        (_, y_BTD), grads = made.lower().compile()(one.params, x_BTD)
+        return str(made.jaxpr), (y_BTD, grads)
+
+    fast, naive = results(one.apply), results(one.naive)
+    assert fast[0] != naive[0], "the two forms are one program"
+    assert_close(fast[1], naive[1])
+
+
+@mixers
+def test_the_chunk_changes_the_order_of_sums_only(case: Case):
+    if "chunk" not in {f.name for f in fields(case.spec)}:
+        return  # a mixer that does not work in chunks has nothing to show here
+    x_BTD, programs = p.stream(2, LONG, p.D_MODEL), set()
+    segments_BT = p.batch(2, LONG)["segments_BT"]
+    whole = None
+    for chunk in (LONG, 1, 4, 16):  # 4 and 16 do not divide the length
+        one = p.alone(replace(case.spec, chunk=chunk), room=case.room)
+        programs.add(str(jax.make_jaxpr(one.apply)(one.params, x_BTD, segments_BT)))
+        y_BTD = one.apply(one.params, x_BTD, segments_BT)
+        whole = y_BTD if whole is None else whole
+        assert_close(y_BTD, whole, what=f"chunks of {chunk}")
+    assert len(programs) == 4, "two chunks made the same program"
+
+
+@mixers
+@pytest.mark.parametrize("pieces", [(1,) * T, (4, 1, 1, 3), (T,)], ids=str)
+def test_positions_in_pieces_with_state_equal_the_whole(case: Case, pieces: tuple[int, ...]):
+    """Decoding one by one, a prefill and then steps, and all at once."""
+    one, x_BTD = layer(case), p.stream(2, T, p.D_MODEL)
+    state, out, begin = one.start(2, length=T, dtype=jnp.float32), [], 0
+    kinds = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), state)
+    for length in pieces:
+        y_BTD, state = one.extend(one.params, x_BTD[:, begin : begin + length], state, begin)
+        assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), state) == kinds
+        out.append(y_BTD)
+        begin += length
+    assert_close(jnp.concatenate(out, axis=1), one.apply(one.params, x_BTD))
+
+
+@mixers
+def test_the_counted_decode_state_is_the_one_that_is_kept(case: Case):
+    spec, one = case.spec, layer(case)
+    shared = {"D": p.D_MODEL, "V": p.VOCAB, "Z": 1}
+    module = resolve(case.kind, room="mixers")
+    counted = module.decode_state(spec, {**shared, **spec.sizes(shared)})
+    for length in (64, 128):
+        state = one.start(3, length=length, dtype=jnp.float32)
+        held = sum(leaf.size for leaf in jax.tree.leaves(state)) / 3
+        assert held == counted["per_token"] * length + counted["fixed"]
 
 
 @layers
@@ -185,9 +255,12 @@ def _trained(run: RunSpec) -> dict:
 def test_counted_flops_agree_with_the_compilers_count(case: Case):
     # wide enough that what is not a matrix product is below 1 %
     spec = replace(case.model, d_model=1024)
-    if hasattr(spec.repeat[0].mixer, "query_blocks"):  # XLA counts the scores that blocks skip
-        spec = p.with_layer(spec, "mixers", query_blocks=1)
-    seq_len, model = 64, build(spec)
+    seq_len = 64
+    # XLA counts the scores that blocks of queries skip, and the body of a scan once
+    for name, whole in (("query_blocks", 1), ("chunk", seq_len)):
+        if name in {f.name for f in fields(spec.repeat[0].mixer)}:
+            spec = p.with_layer(spec, "mixers", **{name: whole})
+    model = build(spec)
     params = {k: jax.ShapeDtypeStruct(d.shape, jnp.float32) for k, d in model.declarations.items()}
     data = jax.eval_shape(lambda: p.batch(2, seq_len))
     forward = p.mean_loss(model, layers="unroll", remat="none")

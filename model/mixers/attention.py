@@ -5,16 +5,18 @@ al. 2020, as RMSNorm with one gain per channel shared by the heads (Qwen3's form
 """
 
 from collections.abc import Mapping
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from model import scaling
-from model.context import Context
-from model.ops.attention import attention
+from model.context import Context, State
+from model.ops.attention import attend_cache, attention, naive_attention
 from model.ops.norm import rmsnorm
 from model.ops.rotary import rotary
 from model.param import Declare, linear
@@ -70,6 +72,33 @@ class Layer(nnx.Module):
         self.scale = scaling.attention_scale(declare.rule, per_head=declare.sizes["K"])
 
     def __call__(self, x_BTD: jax.Array, ctx: Context) -> tuple[jax.Array, dict[str, jax.Array]]:
+        q_BTHK, k_BTJK, v_BTJK = self._heads(x_BTD, ctx)
+        form = naive_attention
+        if not ctx.naive:
+            form = partial(attention, blocks=min(self.spec.query_blocks, x_BTD.shape[1]))
+        y_BTHK = form(q_BTHK, k_BTJK, v_BTJK, ctx.segments_BT, scale=self.scale)
+        return self._out(y_BTHK), {}
+
+    def start(self, rows: int, *, length: int, dtype: Any) -> State:
+        shape = (rows, length, self.k.decl.shape[-2], self.k.decl.shape[-1])
+        return {
+            "k_BSJK": jnp.zeros(shape, dtype),
+            "v_BSJK": jnp.zeros(shape, dtype),
+        }
+
+    def extend(self, x_BTD: jax.Array, state: State, ctx: Context):
+        q_BTHK, k_BTJK, v_BTJK = self._heads(x_BTD, ctx)
+        begin = ctx.positions_BT[0, 0]
+        k_BSJK, v_BSJK = (
+            jax.lax.dynamic_update_slice_in_dim(held, new.astype(held.dtype), begin, axis=1)
+            for held, new in ((state["k_BSJK"], k_BTJK), (state["v_BSJK"], v_BTJK))
+        )
+        keys_S = jnp.arange(k_BSJK.shape[1])
+        seen_BTS = keys_S <= ctx.positions_BT[:, :, None]
+        y_BTHK = attend_cache(q_BTHK, k_BSJK, v_BSJK, seen_BTS, scale=self.scale)
+        return self._out(y_BTHK), {"k_BSJK": k_BSJK, "v_BSJK": v_BSJK}, {}
+
+    def _heads(self, x_BTD: jax.Array, ctx: Context) -> tuple[jax.Array, jax.Array, jax.Array]:
         spec, dtype = self.spec, x_BTD.dtype
         q_BTHK, k_BTJK, v_BTJK = linear(x_BTD, self.q), linear(x_BTD, self.k), linear(x_BTD, self.v)
         if spec.bias:
@@ -81,18 +110,13 @@ class Layer(nnx.Module):
         if spec.rotary_theta is not None:
             q_BTHK = rotary(q_BTHK, ctx.positions_BT, theta=spec.rotary_theta)
             k_BTJK = rotary(k_BTJK, ctx.positions_BT, theta=spec.rotary_theta)
-        y_BTHK = attention(
-            q_BTHK,
-            k_BTJK,
-            v_BTJK,
-            ctx.segments_BT,
-            scale=self.scale,
-            blocks=min(spec.query_blocks, x_BTD.shape[1]),
-        )
+        return q_BTHK, k_BTJK, v_BTJK
+
+    def _out(self, y_BTHK: jax.Array) -> jax.Array:
         y_BTD = linear(y_BTHK, self.out)
-        if spec.bias:
-            y_BTD = y_BTD + self.out_bias[...].astype(dtype)
-        return y_BTD, {}
+        if self.spec.bias:
+            y_BTD = y_BTD + self.out_bias[...].astype(y_BTD.dtype)
+        return y_BTD
 
 
 def extra_flops(spec: Spec, sizes: Mapping[str, int], *, seq_len: int, causal: bool) -> float:

