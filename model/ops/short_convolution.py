@@ -1,0 +1,69 @@
+"""What is a short causal convolution over documents, whole or in pieces? One filter per channel.
+
+A few taps beside a linear recurrence stand in for the local comparisons that it lacks (Mamba, H3,
+DeltaNet).
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def short_convolution(
+    x_BTC: jax.Array,
+    weight_WC: jax.Array,
+    segments_BT: jax.Array | None,
+    *,
+    state: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """y_t = sum over w of weight_w x_(t-w), over positions of t's own document; and the last W - 1
+    inputs, the `state` of a call that continues this one.
+
+    Tap 0 is the position's own. C may be several dims, the same in x and weight. `state` holds
+    inputs of the first position's document; None is a start, which zeros are as well.
+    """
+    W, T = weight_WC.shape[0], x_BTC.shape[1]
+    held = empty_taps(x_BTC, taps=W) if state is None else state.astype(x_BTC.dtype)
+    past_BSC = jnp.concatenate([held, x_BTC], axis=1)  # position t is entry t + W - 1
+    # a product and its sum in float32, whatever the compute type
+    y_BTC = x_BTC * weight_WC[0]
+    for w in range(1, W):
+        shifted_BTC = jax.lax.slice_in_dim(past_BSC, W - 1 - w, W - 1 - w + T, axis=1)
+        term_BTC = shifted_BTC * weight_WC[w]
+        if segments_BT is not None:
+            before_BT = jnp.pad(segments_BT, ((0, 0), (w, 0)), mode="edge")[:, :T]
+            same_BT = segments_BT == before_BT
+            term_BTC = jnp.where(_over(same_BT, term_BTC), term_BTC, 0)
+        y_BTC = y_BTC + term_BTC
+    after = past_BSC[:, T:]
+    return y_BTC.astype(x_BTC.dtype), after if state is None else after.astype(state.dtype)
+
+
+def empty_taps(x_BTC: jax.Array, *, taps: int) -> jax.Array:
+    """The state before any position."""
+    return jnp.zeros((x_BTC.shape[0], taps - 1, *x_BTC.shape[2:]), x_BTC.dtype)
+
+
+def naive_short_convolution(
+    x_BTC: jax.Array, weight_WC: jax.Array, segments_BT: jax.Array | None
+) -> jax.Array:
+    """The same as a scan over positions that remembers the last W inputs of the document."""
+    W = weight_WC.shape[0]
+    starts_BT = jnp.zeros(x_BTC.shape[:2], bool)
+    if segments_BT is not None:
+        starts_BT = starts_BT.at[:, 1:].set(segments_BT[:, 1:] != segments_BT[:, :-1])
+
+    def step(held_BWC, now):
+        x_BC, starts_B = now
+        held_BWC = jnp.where(_over(starts_B, held_BWC), 0, held_BWC)
+        held_BWC = jnp.concatenate([x_BC[:, None], held_BWC[:, :-1]], axis=1)
+        y_BC = jnp.sum(held_BWC * weight_WC, axis=1)
+        return held_BWC, y_BC.astype(x_BC.dtype)
+
+    first_BWC = jnp.zeros((x_BTC.shape[0], W, *x_BTC.shape[2:]), x_BTC.dtype)
+    _, y_TBC = jax.lax.scan(step, first_BWC, (x_BTC.swapaxes(0, 1), starts_BT.T))
+    return y_TBC.swapaxes(0, 1)
+
+
+def _over(flag: jax.Array, like: jax.Array) -> jax.Array:
+    """`flag` with dims of 1 for the trailing ones of `like`."""
+    return flag.reshape(*flag.shape, *(1 for _ in range(like.ndim - flag.ndim)))

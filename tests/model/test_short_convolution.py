@@ -1,0 +1,62 @@
+"""Does a short convolution stay in its document, and continue from its state?"""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from model.ops.short_convolution import empty_taps, naive_short_convolution, short_convolution
+from tests.properties import assert_close, stream
+
+DOCUMENTS = np.array([[0, 0, 0, 1, 1, 2, 3, 3, 3, 3], [4, 4, 4, 4, 4, 4, 4, 4, 4, 5]])
+
+
+def reference(x_BTC: np.ndarray, weight_WC: np.ndarray, segments_BT: np.ndarray) -> np.ndarray:
+    y_BTC = np.zeros_like(x_BTC)
+    for b, t, w in np.ndindex(*x_BTC.shape[:2], len(weight_WC)):
+        if t >= w and segments_BT[b, t - w] == segments_BT[b, t]:
+            y_BTC[b, t] += weight_WC[w] * x_BTC[b, t - w]
+    return y_BTC
+
+
+@pytest.mark.parametrize("channels", [(3,), (2, 3)])
+@pytest.mark.parametrize("taps", [1, 4])
+@pytest.mark.parametrize("documents", [True, False])
+def test_both_forms_equal_the_reference(channels, taps, documents):
+    x_BTC, weight_WC = stream(2, 10, *channels), stream(taps, *channels, seed=1)
+    segments_BT = DOCUMENTS if documents else np.zeros_like(DOCUMENTS)
+    expected = reference(np.asarray(x_BTC), np.asarray(weight_WC), segments_BT)
+    given = jnp.asarray(segments_BT) if documents else None
+    y_BTC, state_BWC = short_convolution(x_BTC, weight_WC, given)
+    assert_close(y_BTC, expected)
+    assert_close(naive_short_convolution(x_BTC, weight_WC, given), expected)
+    assert_close(state_BWC, x_BTC[:, 10 - taps + 1 :])
+
+
+@pytest.mark.parametrize("pieces", [(1,) * 10, (2, 1, 7), (9, 1)], ids=str)
+def test_pieces_with_state_equal_the_whole(pieces):
+    x_BTC, weight_WC = stream(2, 10, 3), stream(4, 3, seed=1)
+    state_BWC, out, begin = empty_taps(x_BTC, taps=4), [], 0
+    for length in pieces:
+        piece = x_BTC[:, begin : begin + length]
+        y_BTC, state_BWC = short_convolution(piece, weight_WC, None, state=state_BWC)
+        assert state_BWC.shape == (2, 3, 3)
+        out.append(y_BTC)
+        begin += length
+    assert_close(jnp.concatenate(out, axis=1), short_convolution(x_BTC, weight_WC, None)[0])
+
+
+def test_a_first_piece_shorter_than_the_taps_leaves_a_state_that_continues():
+    x_BTC, weight_WC = stream(1, 6, 3), stream(4, 3, seed=1)
+    first_BTC, state_BWC = short_convolution(x_BTC[:, :2], weight_WC, None)
+    rest_BTC, _ = short_convolution(x_BTC[:, 2:], weight_WC, None, state=state_BWC)
+    whole_BTC, _ = short_convolution(x_BTC, weight_WC, None)
+    assert_close(jnp.concatenate([first_BTC, rest_BTC], axis=1), whole_BTC)
+
+
+def test_sums_are_float32_and_the_output_keeps_its_type():
+    x_BTC, weight_WC = stream(1, 8, 3), stream(4, 3, seed=1)
+    low = x_BTC.astype(jnp.bfloat16)
+    y_BTC, state_BWC = short_convolution(low, weight_WC, None)
+    assert y_BTC.dtype == state_BWC.dtype == jnp.bfloat16
+    exact_BTC, _ = short_convolution(low.astype(jnp.float32), weight_WC, None)
+    assert jnp.array_equal(y_BTC, exact_BTC.astype(jnp.bfloat16))
