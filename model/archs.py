@@ -59,6 +59,27 @@ def gpt2(d_model: int = 128) -> ModelSpec:
     )
 
 
+def quasi_lstm(d_model: int = 128) -> ModelSpec:
+    """Languini's quasi-LSTM (Stanic et al. 2023): an LSTM whose gates see the input alone, then a
+    GELU layer, both behind LayerNorm; the cell passes from one contiguous segment to the next.
+
+    Differs: muP and its start of the weights (the paper: normal 0.02, embedding times sqrt D), as
+    many cells as the width (its smallest model has half), a scan without logarithms.
+    """
+    block = BlockSpec(
+        mixer=_mixer("quasi_lstm", d_head=_d_head(d_model)),
+        ffn=_ffn("gelu", bias=True),
+    )
+    return ModelSpec(
+        arch="quasi_lstm",
+        d_model=d_model,
+        n_layers=depth(d_model),
+        repeat=(block,),
+        norm="layernorm",
+        parametrisation=Parametrisation(output_multiplier=4.0),
+    )
+
+
 def _mixer(kind: str, **knobs):
     return resolve(kind, room="mixers").Spec(**knobs)
 
