@@ -86,6 +86,28 @@ def train(args: argparse.Namespace) -> int:
     return {"done": OK, "interrupted": INTERRUPTED}.get(outcome.status, BAD_ANSWER)
 
 
+def sample(args: argparse.Namespace) -> int:
+    """Text from a run's newest checkpoint, so that a person can read what it has learned.
+
+    ladder sample 15dcd4341cd1 --prompt "def main(" --temperature 0.8
+    """
+    from train.draw import Drawing
+    from train.sample import sample as draw
+
+    to = sys.stderr if args.json == "-" else sys.stdout
+    drawing = Drawing(args.temperature, args.top_k, args.top_p, args.seed)
+    found = draw(
+        args.of,
+        args.prompt,
+        root=args.root,
+        tokens=args.tokens,
+        n=args.n,
+        drawing=drawing,
+        say=lambda piece: print(piece, end="", flush=True, file=to),
+    )
+    return _out(args, found.to_json(), found.text())
+
+
 # -- sweeps ----------------------------------------------------------------------------------------
 
 
@@ -449,6 +471,18 @@ def parser() -> Parser:
     one.add_argument("--distributed", action="store_true", help="join the other processes first")
     one.add_argument("--quiet", action="store_true", help="no progress")
     _set(one)
+
+    one = verb(sample)
+    one.add_argument("of", metavar="RUN", help="id, unique beginning of an id, or folder of a run")
+    one.add_argument("--prompt", required=True, metavar="TEXT", help="what to go on from")
+    one.add_argument("--tokens", type=_whole, default=200, metavar="N", help="(default: 200)")
+    one.add_argument(
+        "--temperature", type=_number, default=0.8, metavar="X", help="0: greedy (default: 0.8)"
+    )
+    one.add_argument("--top-k", type=_whole, metavar="K", help="of the K likeliest tokens only")
+    one.add_argument("--top-p", type=_number, metavar="P", help="of the likeliest that make up P")
+    one.add_argument("--n", type=_whole, default=1, metavar="N", help="texts (default: 1)")
+    one.add_argument("--seed", type=_whole, default=0, help="(default: 0)")
 
     for run in (plan, sweep):
         one = verb(run)

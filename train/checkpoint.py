@@ -70,12 +70,8 @@ class Checkpoints:
                 )
                 return step, found["state"], found["position"]
             except Exception as error:  # orbax raises what the storage raised: any of a dozen types
-                first = (
-                    str(error).strip().splitlines()[0][:120]
-                    if str(error).strip()
-                    else type(error).__name__
-                )
-                say(f"checkpoint {step} cannot be read ({first}); falling back to the one before")
+                why = _first_line(error)
+                say(f"checkpoint {step} cannot be read ({why}); falling back to the one before")
                 self._set_aside(step)
         return None
 
@@ -93,6 +89,37 @@ class Checkpoints:
         with contextlib.suppress(OSError):
             (self.folder / str(step)).rename(target)
         self.manager.reload()
+
+
+def read_params(folder: Path, abstract: Any, *, say: Callable[[str], None]) -> Any:
+    """(step, params) of the newest checkpoint that can be read, or None when there is none.
+
+    Touches nothing, so a run that is being trained can be read; `abstract` is the params' tree of
+    shapes with the shardings that they shall have.
+    """
+    if not folder.is_dir():
+        return None
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    manager = ocp.CheckpointManager(folder.resolve(), options=options)
+    target = {"params": abstract}
+    wanted = ocp.args.PyTreeRestore(
+        target,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+        partial_restore=True,
+    )
+    with contextlib.closing(manager):
+        for step in sorted(manager.all_steps(), reverse=True):
+            try:
+                found = manager.restore(step, args=ocp.args.Composite(state=wanted))
+                return step, found["state"]["params"]
+            except Exception as error:  # orbax raises what the storage raised
+                why = _first_line(error)
+                say(f"checkpoint {step} cannot be read ({why}); trying the one before")
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:120]
 
 
 @contextlib.contextmanager

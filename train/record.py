@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from parallelism.errors import InputError
+from parallelism.errors import InputError, nearest
 from train import lock
 
 FORMAT = 1  # of the run directory
@@ -328,6 +328,24 @@ class Run:
 
     def metrics(self) -> list[dict[str, Any]]:
         return RunDir(self.path).metrics()
+
+
+def find_run(name: str, root: Path | str) -> Run:
+    """The run that a person means: its folder, its id, or the unique beginning of an id under
+    `root`; raises InputError."""
+    if (Path(name) / "spec.json").is_file():
+        return RunDir(Path(name).resolve()).read()
+    ids = sorted(p.parent.name for p in Path(root).glob("*/spec.json"))
+    fitting = [one for one in ids if one == name] or [one for one in ids if one.startswith(name)]
+    if len(fitting) == 1:
+        return RunDir(Path(root) / fitting[0]).read()
+    if fitting and name:
+        some = ", ".join(fitting[:6]) + (", ..." if len(fitting) > 6 else "")
+        raise InputError(
+            "RUN", name, f"{len(fitting)} runs begin so ({some}); write more of the id"
+        )
+    known = nearest(name, ids) if ids else f"{root} holds no runs; write --root with their folder"
+    raise InputError("RUN", repr(name), f"no such run; {known}")
 
 
 def read_runs(root: Path | str) -> list[Run]:

@@ -47,6 +47,7 @@ class Tokenizer(Protocol):
     def encode_documents(self, texts: Sequence[str]) -> list[np.ndarray]: ...
     def encode_document(self, text: str) -> np.ndarray: ...
     def decode(self, ids: Iterable[int]) -> str: ...
+    def shown(self, ids: Iterable[int]) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,10 @@ class Bytes:
     def decode(self, ids: Iterable[int]) -> str:
         """The text; end-of-document tokens are left out."""
         return bytes(i for i in ids if i != self.end_of_document).decode()
+
+    def shown(self, ids: Iterable[int]) -> str:
+        """As `decode`, of any ids: what is no valid UTF-8 becomes U+FFFD."""
+        return bytes(i for i in ids if i != self.end_of_document).decode(errors="replace")
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,9 @@ class HuggingFace:
         """The text; end-of-document tokens are left out."""
         kept = [int(i) for i in ids if i != self.end_of_document]
         return self.backend.decode(kept, skip_special_tokens=False)
+
+    def shown(self, ids: Iterable[int]) -> str:
+        return self.decode(ids)  # byte-level decoders replace what is no valid UTF-8 by themselves
 
 
 def load_tokenizer(name: str) -> Tokenizer:

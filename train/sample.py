@@ -1,0 +1,240 @@
+"""What has a run learned to say? Text after a prompt, from the newest checkpoint of a run."""
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from model.decoder import Model, build
+from parallelism.errors import InputError
+from train.checkpoint import read_params
+from train.data.tokenizers import Tokenizer, load_tokenizer
+from train.draw import STREAM, Drawing, knobs_of, programs
+from train.programs import resolved_execution, use_cache
+from train.record import find_run
+from train.spec import RunSpec, from_dict
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A run's model as it stands at its newest checkpoint."""
+
+    run_id: str
+    spec: RunSpec
+    step: int
+    model: Model
+    params: dict[str, jax.Array]
+    tokenizer: Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampled:
+    """What was drawn; `ids` and `texts` are of the tokens after the prompt, without the end of the
+    document; `ended` where a row came to it."""
+
+    run_id: str
+    step: int
+    prompt: str
+    prompt_tokens: int
+    drawing: Drawing
+    ids: tuple[tuple[int, ...], ...]
+    texts: tuple[str, ...]
+    ended: tuple[bool, ...]
+    drawn: int  # tokens drawn in all, ends of documents too
+    seconds: dict[str, float]  # compile, prefill, decode
+    notes: tuple[str, ...]
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.drawn / self.seconds["decode"]
+
+    def to_json(self) -> dict[str, Any]:
+        rows = zip(self.ids, self.texts, self.ended, strict=True)
+        return {
+            "run_id": self.run_id,
+            "step": self.step,
+            "prompt": self.prompt,
+            "prompt_tokens": self.prompt_tokens,
+            **dataclasses.asdict(self.drawing),
+            "samples": [
+                {"text": text, "tokens": list(ids), "stop": "end_of_document" if end else "length"}
+                for ids, text, end in rows
+            ],
+            "tokens_per_second": self.tokens_per_second,
+            "seconds": self.seconds,
+            "notes": list(self.notes),
+        }
+
+    def text(self) -> str:
+        """What is said after the samples themselves."""
+        took = f"{self.drawn} tokens, {self.tokens_per_second:,.0f} tokens/s"
+        head = f"-- {self.run_id} at step {self.step}, seed {self.drawing.seed}: {took}"
+        return "\n".join([head, *(f"note: {note}" for note in self.notes)])
+
+
+def sample(
+    run: str,
+    prompt: str,
+    *,
+    root: Path,
+    tokens: int = 200,
+    n: int = 1,
+    drawing: Drawing | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Sampled:
+    """`n` texts that go on from `prompt`; `say` gets pieces of text as they come (n = 1) or each
+    text with its number. Raises InputError on what cannot be."""
+    trained = load(run, root=root)
+    ids = encode(prompt, trained)
+    return generate(
+        trained, ids, prompt=prompt, tokens=tokens, n=n, drawing=drawing or Drawing(), say=say
+    )
+
+
+def load(run: str, *, root: Path) -> Trained:
+    """A run's spec, tokeniser and newest parameters, on the first device."""
+    found = find_run(run, root)
+    spec = from_dict(found.spec, source=str(found.path / "spec.json"))
+    if spec.data.tokenizer == "bytes" and all(s.kind == "tokens" for s in spec.data.sources):
+        raise InputError(
+            "RUN",
+            found.run_id,
+            "was trained on token files without a tokeniser, so no text can be given to it; "
+            "name the tokenizer.json in data.tokenizer when training",
+        )
+    if (found.path.parent / ".cache").is_dir():
+        use_cache(found.path.parent / ".cache")
+    model = build(spec.model)
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = {
+        path: jax.ShapeDtypeStruct(d.shape, np.float32, sharding=one)
+        for path, d in model.declarations.items()
+    }
+    read = read_params(
+        found.path / "ckpt", abstract, say=lambda text: print(text, file=sys.stderr, flush=True)
+    )
+    if read is None:
+        raise InputError(
+            "RUN",
+            found.run_id,
+            f"has no checkpoint that can be read ({found.status}); "
+            "train it further with ladder train",
+        )
+    step, params = read
+    return Trained(found.run_id, spec, step, model, params, load_tokenizer(spec.data.tokenizer))
+
+
+def encode(prompt: str, trained: Trained) -> np.ndarray:
+    """Ids (T,) of a prompt, without the end of a document."""
+    if not prompt:
+        instead = "write at least one character: training asks for no first token of a document"
+        raise InputError("--prompt", "''", instead)
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            "--prompt", f"no valid Unicode at character {error.start}", "write UTF-8 text"
+        ) from None
+    return np.asarray(trained.tokenizer.encode_document(prompt)[:-1], np.int32)
+
+
+def generate(
+    trained: Trained,
+    ids_T: np.ndarray,
+    *,
+    prompt: str,
+    tokens: int,
+    n: int,
+    drawing: Drawing,
+    say: Callable[[str], None] = lambda _: None,
+) -> Sampled:
+    """Draw up to `tokens` ids after `ids_T` in each of `n` rows; a row stops with its document."""
+    for flag, value in (("--tokens", tokens), ("--n", n)):
+        if value < 1:
+            raise InputError(flag, value, "write at least 1")
+    notes = _room(trained.spec, given=len(ids_T), tokens=tokens)
+    began = time.perf_counter()
+    end = trained.tokenizer.end_of_document
+    made = programs(
+        trained.model,
+        trained.params,
+        given=len(ids_T),
+        tokens=tokens,
+        rows=n,
+        ids=trained.tokenizer.n_vocab,
+        end=end,
+        dtype=jnp.dtype(resolved_execution(trained.spec)["compute_dtype"]),
+    )
+    knobs = knobs_of(drawing)
+    compiled = time.perf_counter()
+
+    prompt_BT = jnp.broadcast_to(jnp.asarray(ids_T), (n, len(ids_T)))
+    state, token_B = jax.block_until_ready(made.prefill(trained.params, prompt_BT))
+    filled = time.perf_counter()
+
+    ended_B = jnp.zeros((n,), bool)
+    drawn_BT = np.empty((n, 0), np.int32)
+    shown = ""
+    if n == 1:
+        say(prompt)
+    while drawn_BT.shape[1] < tokens and not bool(ended_B.all()):
+        limit = jnp.int32(min(STREAM, tokens - drawn_BT.shape[1]))
+        state, token_B, ended_B, count, piece_BC = made.stream(
+            trained.params, state, token_B, ended_B, limit, knobs
+        )
+        drawn_BT = np.concatenate([drawn_BT, np.asarray(piece_BC)[:, : int(count)]], axis=1)
+        if n == 1:
+            # a character may end in the next piece: what is open now is shown then
+            whole = trained.tokenizer.shown(drawn_BT[0].tolist()).rstrip("\ufffd")
+            if whole.startswith(shown):
+                say(whole[len(shown) :])
+                shown = whole
+    done = time.perf_counter()
+
+    rows = [row.tolist() for row in drawn_BT]
+    kept = [row[: row.index(end)] if end in row else row for row in rows]
+    texts = [trained.tokenizer.shown(row) for row in kept]
+    if n == 1:
+        say(f"{texts[0].removeprefix(shown)}\n")
+    else:
+        for i, text in enumerate(texts):
+            say(f"[{i}] {prompt}{text}\n")
+    return Sampled(
+        run_id=trained.run_id,
+        step=trained.step,
+        prompt=prompt,
+        prompt_tokens=len(ids_T),
+        drawing=drawing,
+        ids=tuple(tuple(row) for row in kept),
+        texts=tuple(texts),
+        ended=tuple(end in row for row in rows),
+        drawn=sum(len(k) + (end in r) for k, r in zip(kept, rows, strict=True)),
+        seconds={
+            "compile": compiled - began,
+            "prefill": filled - compiled,
+            "decode": done - filled,
+        },
+        notes=notes,
+    )
+
+
+def _room(spec: RunSpec, *, given: int, tokens: int) -> tuple[str, ...]:
+    """Refuse what a table of positions cannot hold; say what training has not seen."""
+    table = spec.model.learned_positions
+    if table is not None and given + tokens > table:
+        instead = f"with {given} of the prompt, the run's table of {table} positions is too short; "
+        if given < table:
+            raise InputError("--tokens", tokens, f"{instead}write at most {table - given}")
+        raise InputError("--prompt", f"{given} tokens", f"{instead}write a shorter prompt")
+    if given + tokens > spec.data.seq_len:
+        return (
+            f"{given} + {tokens} tokens go beyond the {spec.data.seq_len} that the run was "
+            "trained with",
+        )
+    return ()
