@@ -1,0 +1,199 @@
+"""What is a linear recurrence whose state decays by one number a head? Chunked, beside its scan.
+
+S_t = exp(a_t) S_(t-1) + k_t v_t^T and y_t = q_t^T S_t, from S = 0 at the start of each document.
+Keys and queries come in J groups: group j serves value heads j*G .. j*G + G-1, with G = H / J.
+Basic linear attention (a = 0), RetNet, Lightning and Mamba-2 (SSD; Dao and Gu 2024) are this sum.
+Decays, states and sums over positions are float32 or wider whatever the compute type.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from model.ops.attention import MASKED
+
+EXACT = (
+    256.0  # decays are split at multiples of 1/256: sums of 512 of up to 100 are exact in float32
+)
+SMALLEST = -100.0  # exp(-100) is 0 beside anything that a float32 sum holds
+
+
+def naive_scalar_decay(
+    q_BTJK: jax.Array,
+    k_BTJK: jax.Array,
+    v_BTHM: jax.Array,
+    decay_BTH: jax.Array,
+    segments_BT: jax.Array | None,
+    *,
+    state_BHKM: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """The recurrence itself, one position after the other."""
+    B, T, H, _ = v_BTHM.shape
+    wide = partial(jnp.asarray, dtype=_wide(q_BTJK.dtype))
+    q_BTHK, k_BTHK = (wide(jnp.repeat(x, H // x.shape[2], axis=2)) for x in (q_BTJK, k_BTJK))
+    state_BHKM = empty_state(q_BTJK, v_BTHM) if state_BHKM is None else wide(state_BHKM)
+    goes_on_BT = jnp.ones((B, T), bool)
+    if segments_BT is not None:
+        goes_on_BT = goes_on_BT.at[:, 1:].set(segments_BT[:, 1:] == segments_BT[:, :-1])
+
+    def step(state_BHKM, now):
+        q_BHK, k_BHK, v_BHM, decay_BH, goes_on_B = now
+        kept_BHKM = jnp.where(goes_on_B[:, None, None, None], state_BHKM, 0)
+        new_BHKM = k_BHK[..., None] * v_BHM[:, :, None]
+        state_BHKM = jnp.exp(decay_BH)[..., None, None] * kept_BHKM + new_BHKM
+        return state_BHKM, jnp.einsum("bhk,bhkm->bhm", q_BHK, state_BHKM)
+
+    decay_BTH = jnp.broadcast_to(wide(decay_BTH), (B, T, H))
+    over_time = (q_BTHK, k_BTHK, wide(v_BTHM), decay_BTH, goes_on_BT)
+    state_BHKM, y_TBHM = jax.lax.scan(
+        step, state_BHKM, jax.tree.map(lambda x: x.swapaxes(0, 1), over_time)
+    )
+    return y_TBHM.swapaxes(0, 1), state_BHKM
+
+
+def scalar_decay(
+    q_BTJK: jax.Array,
+    k_BTJK: jax.Array,
+    v_BTHM: jax.Array,
+    decay_BTH: jax.Array,
+    segments_BT: jax.Array | None,
+    *,
+    chunk: int,
+    state_BHKM: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """y (B, T, H, M) and the state after the last position, both in float32 or wider.
+
+    `decay_BTH` is the logarithm a <= 0; its B and H may be 1. Inside a chunk all pairs of positions
+    meet in one product; between chunks the state goes on. `state_BHKM` is of the first position's
+    document.
+    """
+    B, T, J, K = q_BTJK.shape
+    H, M = v_BTHM.shape[2:]
+    c = min(chunk, T)
+    n, short = -(-T // c), -T % c
+    dtype, wide = v_BTHM.dtype, _wide(q_BTJK.dtype)
+
+    def chunked(x: jax.Array, *, heads: int, mode: Any = "constant") -> jax.Array:
+        """(B, T, heads, ...) -> (B, n, J, heads / J, c, ...), the last chunk filled up."""
+        x = jnp.pad(x, ((0, 0), (0, short), *((0, 0),) * (x.ndim - 2)), mode=mode)
+        groups = (J, heads // J) if heads > 1 else (1, 1)
+        x = x.reshape(x.shape[0], n, c, *groups, *x.shape[3:])
+        return jnp.moveaxis(x, 2, 4)
+
+    # filled positions: no decay, no key, and the last document
+    q_BnJtK, k_BnJtK = (chunked(x, heads=J)[:, :, :, 0] for x in (q_BTJK, k_BTJK))
+    v_BnJGtM = chunked(v_BTHM, heads=H)
+    sums = _cumulative(chunked(decay_BTH.astype(wide), heads=decay_BTH.shape[2]))
+    total = tuple(x[..., -1:] for x in sums)
+    within, entering, leaving, kept = _masks(segments_BT, n=n, c=c, short=short)
+
+    between_BnJGts = _difference(
+        tuple(x[..., :, None] for x in sums), tuple(x[..., None, :] for x in sums)
+    )
+    between_BnJGts = jnp.exp(jnp.where(within, between_BnJGts, MASKED))  # masked before exp
+    score_BnJts = _product("bnjtk,bnjsk->bnjts", q_BnJtK, k_BnJtK, wide)
+    weight_BnJGts = (score_BnJts[:, :, :, None] * between_BnJGts).astype(dtype)
+    y_BnJGtM = _product("bnjgts,bnjgsm->bnjgtm", weight_BnJGts, v_BnJGtM, wide)
+
+    # what each chunk adds to the state at its end
+    rest_BnJGt = jnp.exp(jnp.where(leaving, _difference(total, sums), MASKED))
+    faded_BnJGtM = (rest_BnJGt[..., None] * v_BnJGtM).astype(dtype)
+    added_BnJGKM = _product("bnjtk,bnjgtm->bnjgkm", k_BnJtK, faded_BnJGtM, wide)
+    fade_BnJG11 = jnp.where(kept, jnp.exp(sum(total)), 0)[..., None]
+
+    first = state_BHKM
+    if first is None:
+        first = empty_state(q_BTJK, v_BTHM)
+    first_BJGKM = first.astype(wide).reshape(B, J, H // J, K, M)
+    if n == 1 and state_BHKM is None:
+        last_BJGKM = added_BnJGKM[:, 0]
+    else:
+        before_BnJGKM, last_BJGKM = _carried(first_BJGKM, fade_BnJG11, added_BnJGKM)
+        read_BnJGtM = _product("bnjtk,bnjgkm->bnjgtm", q_BnJtK, before_BnJGKM.astype(dtype), wide)
+        since_BnJGt = jnp.where(entering, jnp.exp(sum(sums)), 0)
+        y_BnJGtM = y_BnJGtM + since_BnJGt[..., None] * read_BnJGtM
+    y_BTHM = jnp.moveaxis(y_BnJGtM, 4, 2).reshape(B, n * c, H, M)[:, :T]
+    return y_BTHM, last_BJGKM.reshape(B, H, K, M)
+
+
+def form(*, naive: bool, chunk: int) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """The form that a context asks for, under one signature."""
+    return naive_scalar_decay if naive else partial(scalar_decay, chunk=chunk)
+
+
+def empty_state(q_BTJK: jax.Array, v_BTHM: jax.Array) -> jax.Array:
+    """The state of no position."""
+    B, _, H, M = v_BTHM.shape
+    return jnp.zeros((B, H, q_BTJK.shape[3], M), _wide(q_BTJK.dtype))
+
+
+def flops(
+    *, groups: int, heads: int, key: int, value: int, chunk: int, seq_len: int, causal: bool
+) -> float:
+    """Forward FLOPs per token of the chunked form: products inside chunks, then with the state.
+
+    Half of the pairs inside a chunk are in the future; `causal` leaves them out.
+    """
+    c = min(chunk, seq_len)
+    pairs = 2.0 * c * (groups * key + heads * value)
+    states = 4.0 * heads * key * value if c < seq_len else 0.0
+    return (pairs / 2 if causal else pairs) + states
+
+
+def _cumulative(decay: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Sums over the last dim as a coarse part, exact in float32, and a small rest.
+
+    The difference of two sums then has the rounding of the difference, not of the sums: after a few
+    strong decays the weights of later positions would lose their last digits.
+    """
+    decay = jnp.maximum(decay, SMALLEST)
+    coarse = jax.lax.stop_gradient(jnp.round(decay * EXACT) / EXACT)
+    return jnp.cumsum(coarse, axis=-1), jnp.cumsum(decay - coarse, axis=-1)
+
+
+def _difference(a: tuple[jax.Array, ...], b: tuple[jax.Array, ...]) -> jax.Array:
+    return (a[0] - b[0]) + (a[1] - b[1])
+
+
+def _masks(segments_BT: jax.Array | None, *, n: int, c: int, short: int) -> tuple[Any, ...]:
+    """Of one document: two positions of a chunk; a position and the chunk before; a position and
+    the end of its chunk; the chunk before and that end. Each with the dims of its exponents.
+    """
+    causal_ts = jnp.tril(jnp.ones((c, c), bool))
+    if segments_BT is None:
+        return causal_ts, True, True, True
+    filled_BT = jnp.pad(segments_BT, ((0, 0), (0, short)), mode="edge")
+    own_Bnt = filled_BT.reshape(-1, n, c)
+    end_Bn1 = own_Bnt[:, :, -1:]
+    before_Bn1 = jnp.concatenate([own_Bnt[:, :1, :1], end_Bn1[:, :-1]], axis=1)
+    within_Bnts = causal_ts & (own_Bnt[..., :, None] == own_Bnt[..., None, :])
+    return tuple(
+        x[:, :, None, None]
+        for x in (within_Bnts, own_Bnt == before_Bn1, own_Bnt == end_Bn1, before_Bn1 == end_Bn1)
+    )
+
+
+def _carried(first: jax.Array, fade_Bn: jax.Array, added_Bn: jax.Array):
+    """The state before each chunk, and after the last."""
+
+    def chunk(state, now):
+        fade, added = now
+        return fade * state + added, state
+
+    over_chunks = (jnp.moveaxis(fade_Bn, 1, 0), jnp.moveaxis(added_Bn, 1, 0))
+    if added_Bn.shape[1] == 1:
+        last, before = chunk(first, jax.tree.map(lambda x: x[0], over_chunks))
+        return before[:, None], last
+    last, before_n = jax.lax.scan(chunk, first, over_chunks)
+    return jnp.moveaxis(before_n, 0, 1), last
+
+
+def _product(form: str, a: jax.Array, b: jax.Array, wide: Any) -> jax.Array:
+    return jnp.einsum(form, a, b, preferred_element_type=wide)
+
+
+def _wide(dtype: Any) -> Any:
+    return jnp.promote_types(dtype, jnp.float32)
