@@ -94,15 +94,13 @@ def delta_rule(
         q_BHCK, k_BHCK, u_BHCM, w_BHCK, score_BHIJ, whole_BH1 = at
         S = S_BHKM.astype(dtype)
         u = (u_BHCM - product("bhck,bhkm->bhcm", w_BHCK, S)).astype(dtype)
-        y_BHCM = product("bhck,bhkm->bhcm", q_BHCK, S) + product(
-            "bhij,bhjm->bhim", score_BHIJ, u
-        )
+        y_BHCM = product("bhck,bhkm->bhcm", q_BHCK, S) + product("bhij,bhjm->bhim", score_BHIJ, u)
         S_BHKM = S_BHKM * whole_BH1[..., None] + product("bhck,bhcm->bhkm", k_BHCK, u)
         return S_BHKM, y_BHCM.astype(dtype)
 
     start = fresh(state_BHKM, q_BTHK, v_BTHM)
     parts = (q, k, u_NBHCM, w_NBHCK, score_NBHIJ, since_NBHC1[..., -1, :])
-    S_BHKM, y_NBHCM = jax.lax.scan(step, start, parts)
+    S_BHKM, y_NBHCM = carried_along(step, start, parts)
     return joined(y_NBHCM, T), S_BHKM
 
 
@@ -162,6 +160,14 @@ def chunked(x_BTH: jax.Array, size: int, *, mode: str = "constant") -> jax.Array
     x = jnp.pad(x_BTH, ((0, 0), (0, -T % size), *((0, 0),) * (x_BTH.ndim - 2)), mode=mode)
     x = jnp.moveaxis(x.reshape(B, -1, size, *x.shape[2:]), 1, 0)
     return x if x_BTH.ndim == 2 else jnp.swapaxes(x, 2, 3)
+
+
+def carried_along(step: Callable[..., Any], start: jax.Array, parts: Any):
+    """A scan over chunks, which a single one (a decoding step) does without."""
+    if jax.tree.leaves(parts)[0].shape[0] > 1:
+        return jax.lax.scan(step, start, parts)
+    after, y = step(start, jax.tree.map(lambda x: x[0], parts))
+    return after, y[None]
 
 
 def joined(y_NBHCM: jax.Array, T: int) -> jax.Array:

@@ -120,7 +120,7 @@ def dplr(
 
     start = delta.fresh(state_BHKM, k_BTHK, v_BTHM)
     parts = (r_NBHCK, b_NBHCK, u_NBHCM, w_NBHCK, rb, direct_NBHCM, written_NBHKM, whole_NBHK)
-    S_BHKM, y_NBHCM = jax.lax.scan(step, start, parts)
+    S_BHKM, y_NBHCM = delta.carried_along(step, start, parts)
     return delta.joined(y_NBHCM, T), S_BHKM
 
 
