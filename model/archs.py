@@ -80,6 +80,27 @@ def quasi_lstm(d_model: int = 128) -> ModelSpec:
     )
 
 
+def sliding_window(d_model: int = 128) -> ModelSpec:
+    """`dense` whose queries see the last 64 positions and the first 4 of their document (Longformer
+    and Mistral windows, StreamingLLM's sinks): time and memory linear in the length, and a decode
+    state that does not grow.
+
+    Differs: Mistral's window is 4096; 64 is a guess for texts of a few hundred positions. Layers
+    pass on what they saw, so L layers reach L windows back.
+    """
+    block = BlockSpec(
+        mixer=_mixer("sliding_window", d_head=_d_head(d_model), qk_norm=True, window=64, chunk=64),
+        ffn=_ffn("swiglu"),
+    )
+    return ModelSpec(
+        arch="sliding_window",
+        d_model=d_model,
+        n_layers=depth(d_model),
+        repeat=(block,),
+        parametrisation=Parametrisation(output_multiplier=4.0, base_d_head=16),
+    )
+
+
 def _mixer(kind: str, **knobs):
     return resolve(kind, room="mixers").Spec(**knobs)
 

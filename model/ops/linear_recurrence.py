@@ -56,13 +56,12 @@ def _compose(early, late):
     return early[0] * late[0], late[0] * early[1] + late[1]
 
 
-@jax.custom_vjp
-def _scanned(f_BTHK: jax.Array, u_BTHK: jax.Array) -> jax.Array:
+def _sweeps(f_BTHK: jax.Array, u_BTHK: jax.Array) -> jax.Array:
     return jax.lax.associative_scan(_compose, (f_BTHK, u_BTHK), axis=1)[1]
 
 
 def _forward(f_BTHK, u_BTHK):
-    h_BTHK = _scanned(f_BTHK, u_BTHK)
+    h_BTHK = _sweeps(f_BTHK, u_BTHK)
     return h_BTHK, (f_BTHK, h_BTHK)
 
 
@@ -78,4 +77,5 @@ def _backward(residuals, dh_BTHK):
     return du_BTHK * before_BTHK, du_BTHK
 
 
+_scanned = jax.custom_vjp(_sweeps)
 _scanned.defvjp(_forward, _backward)
