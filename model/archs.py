@@ -10,6 +10,7 @@ import math
 import sys
 from collections.abc import Callable
 
+from model.pattern import unit
 from model.spec import BlockSpec, ModelSpec, Parametrisation, resolve
 from parallelism.errors import InputError, nearest
 
@@ -101,6 +102,85 @@ def sliding_window(d_model: int = 128) -> ModelSpec:
     )
 
 
+def linear(d_model: int = 128) -> ModelSpec:
+    """Basic linear attention (Katharopoulos et al. 2020): elu + 1 as its features, a norm over each
+    head's output in place of the denominator.
+
+    Differs from Linear-MoE's layer: no output gate, so that a block has the parameters of `dense`.
+    """
+    block = BlockSpec(mixer=_mixer("linear", d_head=_d_head(d_model)), ffn=_ffn("swiglu"))
+    return _plain("linear", d_model, block)
+
+
+def retnet(d_model: int = 128) -> ModelSpec:
+    """RetNet (Sun et al. 2023): fixed decays, rotary, twice as wide values, swish gate; the
+    feed-forward layer gives back what the values take, as in the paper.
+
+    Differs: SwiGLU where the paper has GELU; heads of d_model / 8, at most its 256.
+    """
+    block = BlockSpec(
+        mixer=_mixer("retnet", d_head=_wide_head(d_model)), ffn=_ffn("swiglu", ratio=4 / 3)
+    )
+    return _plain("retnet", d_model, block)
+
+
+def lightning(d_model: int = 128) -> ModelSpec:
+    """Lightning attention (Qin et al. 2024; MiniMax-01): decays by ALiBi's slopes, sigmoid gate.
+
+    Differs: the decays are the same in every layer, as in Linear-MoE.
+    """
+    block = BlockSpec(mixer=_mixer("lightning", d_head=_d_head(d_model)), ffn=_ffn("swiglu"))
+    return _plain("lightning", d_model, block)
+
+
+def ssd(d_model: int = 128) -> ModelSpec:
+    """Mamba-2 (Dao and Gu 2024): its blocks alone, twice as many as a decoder's, since each has
+    half of the parameters of attention and a feed-forward layer.
+
+    Differs: below width 512 heads are narrower than 64, and below 256 the state than 128.
+    """
+    return _plain("ssd", d_model, _ssd_block(d_model), n_layers=2 * depth(d_model))
+
+
+def hybrid(d_model: int = 128, *, pattern: str = "MMM*", n_layers: int | None = None) -> ModelSpec:
+    """Mamba-2 with attention in every fourth block (Linear-MoE's quarter hybrid; Waleffe et al.
+    2024): `M` a Mamba-2 block, `*` attention, `-` SwiGLU.
+
+    Differs from both: no experts; attention is that of `dense`.
+    """
+    if n_layers is None:
+        n_layers = len(pattern) * max(1, round(2 * depth(d_model) / max(1, len(pattern))))
+    attention = _mixer("attention", d_head=_d_head(d_model), qk_norm=True)
+    blocks = {
+        "M": _ssd_block(d_model),
+        "*": BlockSpec(mixer=attention, ffn=None),
+        "-": BlockSpec(mixer=None, ffn=_ffn("swiglu")),
+    }
+    return ModelSpec(
+        arch="hybrid",
+        d_model=d_model,
+        n_layers=n_layers,
+        repeat=unit(pattern, blocks, n_layers=n_layers),
+        parametrisation=Parametrisation(output_multiplier=4.0, base_d_head=16),
+    )
+
+
+def _plain(arch: str, d_model: int, block: BlockSpec, *, n_layers: int | None = None):
+    """One block over the depth, in the parametrisation of `dense`."""
+    return ModelSpec(
+        arch=arch,
+        d_model=d_model,
+        n_layers=depth(d_model) if n_layers is None else n_layers,
+        repeat=(block,),
+        parametrisation=Parametrisation(output_multiplier=4.0, base_d_head=16),
+    )
+
+
+def _ssd_block(d_model: int) -> BlockSpec:
+    state = min(128, max(16, d_model // 2))  # 128 is the paper's; what is below it is a guess
+    return BlockSpec(mixer=_mixer("ssd", d_head=_d_head(2 * d_model), d_state=state), ffn=None)
+
+
 def _mixer(kind: str, **knobs):
     return resolve(kind, room="mixers").Spec(**knobs)
 
@@ -119,6 +199,15 @@ def _d_head(d_model: int) -> int:
         return 64
     even = [k for k in range(2, d_model + 1, 2) if d_model % k == 0 and d_model % 8 == 0]
     return min(even, key=lambda k: abs(math.log(k / 16)), default=16)
+
+
+def _wide_head(d_model: int) -> int:
+    """An eighth of the width, at most 256, as an even divisor: heads that forget at fixed rates are
+    few, since from the twentieth on the rates are alike.
+    """
+    wanted = min(256, max(8, d_model / 8))
+    even = [k for k in range(2, d_model + 1, 2) if d_model % k == 0]
+    return min(even, key=lambda k: abs(math.log(k / wanted)), default=16)
 
 
 def names() -> list[str]:
