@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from model.context import Context, State
@@ -38,7 +39,8 @@ class Block(nnx.Module):
     def __call__(self, x_BTD: jax.Array, ctx: Context) -> tuple[jax.Array, dict[str, jax.Array]]:
         aux: dict[str, jax.Array] = {}
         if self.mixer is not None and self.mixer_norm is not None:
-            y_BTD, aux = self.mixer(self.mixer_norm(x_BTD), ctx)
+            y_BTD, own = self.mixer(self.mixer_norm(x_BTD), ctx)
+            aux = _counted(own)
             x_BTD = ctx.constrain(x_BTD + y_BTD, "B T D")
         return self._feed_forward(x_BTD, ctx, aux)
 
@@ -60,12 +62,17 @@ class Block(nnx.Module):
     def _feed_forward(self, x_BTD: jax.Array, ctx: Context, aux: dict[str, jax.Array]):
         if self.ffn is None or self.ffn_norm is None:
             return x_BTD, aux
-        y_BTD, more = self.ffn(self.ffn_norm(x_BTD), ctx)
-        return ctx.constrain(x_BTD + y_BTD, "B T D"), add_aux(aux, more)
+        y_BTD, own = self.ffn(self.ffn_norm(x_BTD), ctx)
+        return ctx.constrain(x_BTD + y_BTD, "B T D"), add_aux(aux, _counted(own))
+
+
+def _counted(aux: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Statistics with the number of layers that gave them, so that their mean can be taken."""
+    return {k: jnp.stack([v, 1.0]) if k.startswith("stat/") else v for k, v in aux.items()}
 
 
 def add_aux(a: Mapping[str, jax.Array], b: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """Sum of `loss/` and `stat/` entries by key."""
+    """Sum of entries by key: `loss/` of the layers' own losses, `stat/` pairs (sum, number)."""
     return {k: a[k] + b[k] if k in a and k in b else (a[k] if k in a else b[k]) for k in {**a, **b}}
 
 

@@ -29,4 +29,5 @@ class Context:
     layers: str = "scan"  # or unroll
     remat: str = "none"
     naive: bool = False
+    progress: jax.Array | None = None  # fraction of the run that is done; None: it is over
     shared: Mapping[str, jax.Array] = field(default_factory=dict)

@@ -53,8 +53,11 @@ class Decoder(nnx.Module):
     def __call__(
         self, tokens_BT: jax.Array, ctx: Context, *, dtype: Any
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Logits (B, T, V) in float32 and the sum of the layers' aux."""
+        """Logits (B, T, V) in float32, and aux: `loss/` summed over layers, `stat/` their mean,
+        `buffer/PATH` what a buffer's update is made from.
+        """
         x_BTD, aux = self.stream(tokens_BT, ctx, dtype=dtype)
+        aux = {k: v[0] / v[1] if k.startswith("stat/") else v for k, v in aux.items()}
         return ctx.constrain(self._readout(self.norm(x_BTD)), "B T V"), aux
 
     def stream(
@@ -187,16 +190,24 @@ def _stacked(blocks: nnx.List, n: int, x_BTD: jax.Array, ctx: Context):
     run = _rematerialised(ctx, partial(_run, graph, ctx))
     if ctx.layers == "scan":
         x_BTD, aux_Z = jax.lax.scan(run, x_BTD, state_Z)
-        return x_BTD, {k: jnp.sum(v, axis=0) for k, v in aux_Z.items()}
+        return x_BTD, {k: v if _per_layer(k) else jnp.sum(v, axis=0) for k, v in aux_Z.items()}
     # split, not indexing: its transpose is one concatenation, indexing's is n padded sums
     leaves, tree = jax.tree.flatten(state_Z)
     split = [jax.lax.split(leaf, [1] * n, axis=0) for leaf in leaves]
     aux: dict[str, jax.Array] = {}
+    apart: dict[str, list[jax.Array]] = {}
     for z in range(n):
         state = jax.tree.unflatten(tree, [parts[z].reshape(parts[z].shape[1:]) for parts in split])
         x_BTD, more = run(x_BTD, state)
+        for k in [k for k in more if _per_layer(k)]:
+            apart.setdefault(k, []).append(more.pop(k))
         aux = add_aux(aux, more)
-    return x_BTD, aux
+    return x_BTD, aux | {k: jnp.stack(v) for k, v in apart.items()}
+
+
+def _per_layer(key: str) -> bool:
+    """Stacked over layers like the parameter it is for, not summed."""
+    return key.startswith("buffer/")
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,8 +228,15 @@ class Model:
     def __call__(
         self, params: Params, tokens_BT: jax.Array, ctx: Context, *, dtype: Any
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Logits (B, T, V) float32 of tokens (B, T), and aux (`loss/` and `stat/` scalars)."""
+        """Logits (B, T, V) float32 of tokens (B, T), and aux (`loss/` and `stat/` scalars,
+        `buffer/PATH` arrays).
+        """
         return self.module(params)(tokens_BT, ctx, dtype=dtype)
+
+    @property
+    def aux(self) -> tuple[str, ...]:
+        """Names of the `loss/` and `stat/` scalars that a forward pass gives, in order."""
+        return _aux_names(self)
 
     def start(self, rows: int, *, length: int, dtype: Any) -> DecodeState:
         """What is remembered of `rows` empty sequences, with room for `length` positions each."""
@@ -250,6 +268,17 @@ class Model:
         """The Flax module holding these arrays."""
         state = jax.tree.unflatten(self.tree, [params[path] for path in self.paths])
         return nnx.merge(self.graph, state)
+
+
+@lru_cache(maxsize=256)
+def _aux_names(model: Model) -> tuple[str, ...]:
+    def run(params: Params) -> dict[str, jax.Array]:
+        tokens_BT = jnp.zeros((1, 2), jnp.int32)
+        ctx = Context(positions_BT=tokens_BT, segments_BT=None, layers="unroll")
+        return model(params, tokens_BT, ctx, dtype=jnp.float32)[1]
+
+    params = {path: model._abstract(path) for path in model.paths}
+    return tuple(sorted(k for k in jax.eval_shape(run, params) if not _per_layer(k)))
 
 
 @lru_cache(maxsize=256)

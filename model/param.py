@@ -6,7 +6,7 @@ multipliers, FLOPs and the printed table are all derived from the `Declaration` 
 
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,6 +19,9 @@ from model import scaling
 from model.inits import Init, Place
 from model.spec import Parametrisation
 from parallelism.axes import letters
+
+# (value, the step's statistic of the same leading dims) -> the value after the step
+Update = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Declaration:
     batch: tuple[str, ...] = ()  # dims that a product keeps apart: one matrix for each of them
     layers: tuple[int, ...] = (0,)  # which layers of the model it is of, in the order of Z
     n_layers: int = 1
+    update: Update | None = None  # of a buffer: what a step makes of it, in place of a gradient
 
     @property
     def size(self) -> int:
@@ -129,6 +133,14 @@ class Declare:
         """
         return self._make(name, dims, scaling.RECURRENCE, init, lr=lr)
 
+    def buffer(self, name: str, dims: str, *, init: str | Init, update: Update) -> Parameter:
+        """State that no gradient trains: after each step `update(value, statistic)` replaces it.
+
+        The layer gives the statistic as aux `buffer/PATH` (PATH from `parameter.decl.path`), summed
+        over the whole batch, and stops the gradient where it reads the value.
+        """
+        return self._make(name, dims, scaling.BUFFER, init, update=update)
+
     def _make(
         self,
         name: str,
@@ -140,6 +152,7 @@ class Declare:
         batch: str = "",
         matmuls: float = 0.0,
         lr: float = 1.0,
+        update: Update | None = None,
     ) -> Parameter:
         path = ".".join((*self.path, name))
         if path in self.made:
@@ -171,6 +184,7 @@ class Declare:
             batch=letters(batch),
             layers=self.layers,
             n_layers=self.n_layers,
+            update=update,
         )
         self.made[path] = declaration
         return Parameter(

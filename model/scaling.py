@@ -10,6 +10,7 @@ multiples), microsoft/mup, EleutherAI/nanoGPT-mup.
 | residual (hidden, writes to the stream) | fan_in^-1/2 (2 layers)^-1/2 | 1/m | m^p | 1 |
 | readout (to the vocabulary) | 0 | 1 | 1 | output_multiplier / m |
 | table, vector | constant | 1 | 0 | 1 (a tied table: 1/m where it reads out) |
+| buffer (no gradient trains it) | the layer's own | 0 | 0 | 1 |
 | recurrence (poles, step sizes, decays) | the layer's own | not covered by muP | 0 | 1 |
 
 m is the product over contracted dims of size / base size: 1 for every parameter under `standard`,
@@ -24,8 +25,8 @@ from dataclasses import dataclass
 from model.spec import Parametrisation
 
 HIDDEN, RESIDUAL, READOUT, TABLE, VECTOR = "hidden", "residual", "readout", "table", "vector"
-RECURRENCE = "recurrence"
-ROLES = (HIDDEN, RESIDUAL, READOUT, TABLE, VECTOR, RECURRENCE)
+RECURRENCE, BUFFER = "recurrence", "buffer"
+ROLES = (HIDDEN, RESIDUAL, READOUT, TABLE, VECTOR, RECURRENCE, BUFFER)
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,8 @@ def scaling(
         return Scaling(base["D"] ** -0.5 if tied else rule.embed_std, 1.0, 0.0, 1.0)
     if role == VECTOR:
         return Scaling(0.0, 1.0, 0.0, 1.0)
+    if role == BUFFER:
+        return Scaling(0.0, 0.0, 0.0, 1.0)
     if role == RECURRENCE:
         return Scaling(0.0, 1.0, 0.0, 1.0, covered=rule.kind == "standard")
     raise ValueError(f"unknown role {role!r}; a parameter is one of {', '.join(ROLES)}")

@@ -36,6 +36,14 @@ class LayerSpec:
         return ()
 
     @property
+    def penalties(self) -> Mapping[str, str]:
+        """Losses of its own, as aux `loss/NAME`: the name to the field that holds its weight.
+
+        The weight is a hyper-parameter: it enters the compiled step as data.
+        """
+        return {}
+
+    @property
     def reads(self) -> tuple[str, ...]:
         """Names of such arrays that it needs, from `ctx.shared`."""
         return ()
@@ -192,6 +200,21 @@ class ModelSpec:
                             f"{', '.join(layer.publishes)}; only blocks of `first` can"
                         )
                     published.update(layer.publishes)
+        self.penalties()  # raises where layers disagree
+
+    def penalties(self) -> dict[str, float]:
+        """Weights of the layers' own losses; raises ValueError where two layers differ in one."""
+        out: dict[str, float] = {}
+        for block in (*self.first, *self.repeat, *self.last):
+            for _, layer in block.layers:
+                for name, field in layer.penalties.items():
+                    weight = getattr(layer, field)
+                    if out.setdefault(name, weight) != weight:
+                        raise ValueError(
+                            f"{field} is {out[name]} in one {layer.kind} layer and {weight} in "
+                            f"another; write one weight for all layers"
+                        )
+        return out
 
     @property
     def n_repeats(self) -> int:

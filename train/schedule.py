@@ -31,6 +31,7 @@ def hyper(spec: RunSpec) -> dict[str, np.ndarray]:
         "decay_steps": _whole_steps(spec.schedule.decay, spec.steps),
         "final": spec.schedule.final,
     }
+    floats |= {f"penalty/{name}": weight for name, weight in spec.model.penalties().items()}
     out = {name: np.asarray(value, np.float32) for name, value in floats.items()}
     return {**out, "kind": np.asarray(KINDS[spec.schedule.kind], np.int32)}
 

@@ -35,8 +35,14 @@ def forward(
     remat: str,
     dtype: Any,
     isolate: bool,
-) -> tuple[jax.Array, jax.Array]:
-    """Summed nats and summed weights of a batch."""
+    objective: Callable[[jax.Array, Batch], Any] = next_token,
+    progress: jax.Array | None = None,
+) -> Any:
+    """The objective of a batch, which is summed nats and summed weights for a start, then the
+    layers' aux.
+
+    `progress` is the fraction of the run that is done, None for the model as it will be used.
+    """
     tokens_BT = batch["tokens_BT"]
     positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
     ctx = Context(
@@ -45,27 +51,30 @@ def forward(
         constrain=constrain,
         layers=layers,
         remat=remat,
+        progress=progress,
     )
-    logits_BTV, _ = model(params, tokens_BT, ctx, dtype=dtype)
-    return next_token(logits_BTV, batch)
+    logits_BTV, aux = model(params, tokens_BT, ctx, dtype=dtype)
+    return *objective(logits_BTV, batch), aux
 
 
 def initial_state(model: Model, seed: int) -> State:
     """State before the first step, as host arrays."""
-    return _state(model.initialise(seed), lambda shape, dtype: np.zeros(shape, dtype))
+    return _state(model, model.initialise(seed), lambda shape, dtype: np.zeros(shape, dtype))
 
 
 def abstract_state(model: Model) -> State:
     """The shape and type of every leaf of the state."""
     params = {p: jax.ShapeDtypeStruct(d.shape, np.float32) for p, d in model.declarations.items()}
-    return _state(params, jax.ShapeDtypeStruct)
+    return _state(model, params, jax.ShapeDtypeStruct)
 
 
-def empty_window() -> dict[str, np.ndarray]:
-    return {name: np.zeros((), np.float32) for name in WINDOW}
+def empty_window(model: Model) -> dict[str, np.ndarray]:
+    return {name: np.zeros((), np.float32) for name in (*WINDOW, *model.aux)}
 
 
-def _state(params: Mapping[str, Any], zeros: Callable[[tuple[int, ...], Any], Any]) -> State:
+def _state(
+    model: Model, params: Mapping[str, Any], zeros: Callable[[tuple[int, ...], Any], Any]
+) -> State:
     def moments() -> dict[str, Any]:
         return {path: zeros(value.shape, np.float32) for path, value in params.items()}
 
@@ -75,53 +84,72 @@ def _state(params: Mapping[str, Any], zeros: Callable[[tuple[int, ...], Any], An
         "params": dict(params),
         "opt": (optax.EmptyState(), adam, optax.EmptyState()),
         "step": zeros((), np.int32),
-        "window": {name: zeros((), np.float32) for name in WINDOW},
+        "window": {name: zeros((), np.float32) for name in (*WINDOW, *model.aux)},
         "bad": zeros((), np.int32),
     }
 
 
 def train_step(
-    model: Model, loss: Callable[..., tuple[jax.Array, jax.Array]], *, accumulate: int
+    model: Model, loss: Callable[..., Any], *, accumulate: int
 ) -> Callable[[State, Hyper, Batch], tuple[State, jax.Array]]:
-    """The step as a function to (state, mean loss); `loss(params, batch)` sums nats and weights of
-    a (micro-)batch.
-    """
+    """The step as a function to (state, mean loss); `loss(params, batch, progress=)` gives summed
+    nats, weights and aux of a (micro-)batch.
 
-    def gradients(params: Mapping[str, jax.Array], batch: Batch):
+    What is differentiated is the mean loss and the layers' own losses at their weights; what is
+    returned and recorded is the mean loss alone.
+    """
+    buffers = {path: d.update for path, d in model.declarations.items() if d.update is not None}
+
+    def gradients(params: Mapping[str, jax.Array], batch: Batch, hyper: Hyper, progress: jax.Array):
         # the mean is over the whole batch, so micro-batches weigh by their tokens
         total = jnp.maximum(jnp.sum(batch["weights_BT"]), 1.0)
-        value_and_grad = jax.value_and_grad(lambda p, b: loss(p, b)[0] / total)
+
+        def objective(params: Mapping[str, jax.Array], batch: Batch):
+            nats, _, aux = loss(params, batch, progress=progress)
+            # losses and statistics are means over micro-batches, counts of buffers are sums
+            aux = {k: v if k.startswith("buffer/") else v / accumulate for k, v in aux.items()}
+            value = nats / total
+            own = [
+                hyper[f"penalty/{k.removeprefix('loss/')}"] * v
+                for k, v in aux.items()
+                if k.startswith("loss/")
+            ]
+            return sum(own, start=value), (value, aux)
+
+        grad = jax.grad(objective, has_aux=True)
         if accumulate == 1:
-            return value_and_grad(params, batch)
+            return grad(params, batch)
 
         def split(x: jax.Array) -> jax.Array:
             # strided, so that every micro-batch lies on all replicas
             return jnp.swapaxes(x.reshape(x.shape[0] // accumulate, accumulate, *x.shape[1:]), 0, 1)
 
-        def body(carry, micro):
-            value, grads = value_and_grad(params, micro)
-            return jax.tree.map(jnp.add, carry, (value, grads)), None
+        micro = jax.tree.map(split, dict(batch))
 
-        zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, dict(params)))
-        return jax.lax.scan(body, zero, jax.tree.map(split, dict(batch)))[0]
+        def body(carry, micro):
+            return jax.tree.map(jnp.add, carry, grad(params, micro)), None
+
+        first = jax.eval_shape(grad, params, jax.tree.map(lambda x: x[0], micro))
+        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
+        return jax.lax.scan(body, zero, micro)[0]
 
     def step(state: State, hyper: Hyper, batch: Batch) -> tuple[State, jax.Array]:
-        value, grads = gradients(state["params"], batch)
+        progress = state["step"].astype(jnp.float32) / hyper["steps"]
+        grads, (value, aux) = gradients(state["params"], batch, hyper, progress)
         rate = learning_rate(state["step"], hyper)
         optimizer = adamw(hyper, model.declarations, learning_rate=rate)
         updates, opt = optimizer.update(grads, state["opt"], state["params"])
+        params: dict[str, jax.Array] = {**optax.apply_updates(state["params"], updates)}  # pyright: ignore[reportGeneralTypeIssues]
+        for path, update in buffers.items():
+            params[path] = update(params[path], aux[f"buffer/{path}"])
         norm = optax.tree.norm(grads)
         fine = jnp.isfinite(value) & jnp.isfinite(norm)
-        window = state["window"]
+        seen = {"loss": value, "grad_norm": norm, "count": 1.0, **{k: aux[k] for k in model.aux}}
         return {
-            "params": optax.apply_updates(state["params"], updates),
+            "params": params,
             "opt": opt,
             "step": state["step"] + 1,
-            "window": {
-                "loss": window["loss"] + value,
-                "grad_norm": window["grad_norm"] + norm,
-                "count": window["count"] + 1,
-            },
+            "window": {name: total + seen[name] for name, total in state["window"].items()},
             "bad": jnp.where((state["bad"] == 0) & ~fine, state["step"] + 1, state["bad"]),
         }, value
 
