@@ -4,7 +4,6 @@ Schlag et al. 2021 (arXiv 2102.11174), in chunks Yang et al. 2024 (2406.06484), 
 queries and keys through a short convolution, SiLU and unit length, one writing strength beta per
 head in (0, 1). Up to 2 it may turn a direction round, which is what state tracking takes (Grazzi et
 al. 2024, 2411.12537): `negative_eigenvalues`. No positions: the recurrence is its own order.
-What differs: queries are not scaled by K^-1/2, because a norm per head follows at once.
 """
 
 from collections.abc import Mapping
@@ -21,13 +20,13 @@ from model import scaling
 from model.context import Context, State
 from model.inits import Uniform
 from model.ops.delta import delta_rule, flops, naive_delta_rule
-from model.ops.norm import rmsnorm
 from model.ops.short_convolution import naive_short_convolution, short_convolution
 from model.param import Declare, linear
 from model.spec import LayerSpec
 from parallelism.axes import SPEC
 
-UNIT_EPSILON = 1e-6  # under the root of a squared length; flash-linear-attention's value
+# flash-linear-attention's values, under roots: of a squared length, of an output's mean square
+UNIT_EPSILON, NORM_EPSILON = 1e-6, 1e-5
 
 
 @dataclass(frozen=True, kw_only=True, config=SPEC)
@@ -59,7 +58,7 @@ class Layer(nnx.Module):
     def __call__(self, x_BTD: jax.Array, ctx: Context) -> tuple[jax.Array, dict[str, jax.Array]]:
         q, k, v = (heads(x_BTD, ctx) for heads in (self.q, self.k, self.v))
         form = naive_delta_rule if ctx.naive else partial(delta_rule, chunk=self.spec.chunk)
-        y_BTHM, _ = form(unit(q), unit(k), v, self._strength(x_BTD), None, ctx.segments_BT)
+        y_BTHM, _ = form(query(q), unit(k), v, self._strength(x_BTD), None, ctx.segments_BT)
         return self._out(x_BTD, y_BTHM), {}
 
     def start(self, rows: int, *, length: int, dtype: Any) -> State:
@@ -74,7 +73,7 @@ class Layer(nnx.Module):
         k, held_k = self.k.extend(x_BTD, state["k"])
         v, held_v = self.v.extend(x_BTD, state["v"])
         y_BTHM, memory_BHKM = delta_rule(
-            unit(q),
+            query(q),
             unit(k),
             v,
             self._strength(x_BTD),
@@ -90,7 +89,7 @@ class Layer(nnx.Module):
         return strength(x_BTD, self.beta, negative_eigenvalues=self.spec.negative_eigenvalues)
 
     def _out(self, x_BTD: jax.Array, y_BTHM: jax.Array) -> jax.Array:
-        y_BTHM = rmsnorm(y_BTHM, self.gain[...])
+        y_BTHM = normed(y_BTHM, self.gain[...])
         if self.gate is not None:
             y_BTHM = y_BTHM * jax.nn.silu(linear(x_BTD, self.gate))
         return linear(y_BTHM, self.out)
@@ -137,6 +136,22 @@ def unit(x_BTHK: jax.Array) -> jax.Array:
     x = x_BTHK.astype(jnp.float32)
     squared = jnp.sum(x * x, axis=-1, keepdims=True)
     return (x * jax.lax.rsqrt(squared + UNIT_EPSILON)).astype(x_BTHK.dtype)
+
+
+def query(x_BTHK: jax.Array) -> jax.Array:
+    """Of length K^-1/2, which matters to the norm after it through its epsilon alone."""
+    return unit(x_BTHK) * jnp.asarray(x_BTHK.shape[-1] ** -0.5, x_BTHK.dtype)
+
+
+def normed(y_BTHM: jax.Array, gain_M: jax.Array) -> jax.Array:
+    """A head's output at unit mean square.
+
+    Where a query is nearly orthogonal to all that was written the output is nearly zero and its
+    direction is rounding; the epsilon, larger than the stream's, fades it out.
+    """
+    y = y_BTHM.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + NORM_EPSILON)
+    return (y * gain_M).astype(y_BTHM.dtype)
 
 
 def strength(x_BTD: jax.Array, beta: Any, *, negative_eigenvalues: bool) -> jax.Array:

@@ -30,8 +30,8 @@ def reference(params: Arrays, x_BTD: np.ndarray, documents_BT: np.ndarray, spec:
                     x_BTD[b, t] @ p["beta"][:, h]
                 )
                 S_KM = S_KM + beta * np.outer(k, v - S_KM.T @ k)
-                y_M = S_KM.T @ q
-                y_M = y_M / np.sqrt(np.mean(y_M**2) + 1e-6) * p["gain"]
+                y_M = S_KM.T @ q / np.sqrt(len(q))
+                y_M = y_M / np.sqrt(np.mean(y_M**2) + 1e-5) * p["gain"]
                 if spec.gate:
                     y_M = y_M * silu(x_BTD[b, t] @ p["gate"][:, h])
                 y_BTD[b, t] += y_M @ p["out"][h]
