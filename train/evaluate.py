@@ -10,20 +10,25 @@ import numpy as np
 
 
 def evaluate(
-    step: Callable[[Any, Any], tuple[Any, Any]],
+    step: Callable[[Any, Any], tuple[Any, Any, Any]],
     params: Any,
     batches: Iterable[Mapping[str, Any]],
     *,
     name: str,
     bytes_per_token: float | None,
+    answers: bool = False,
 ) -> dict[str, float]:
     """`loss/<name>` in nats per token; `bpb/<name>` in bits per byte where the text's bytes are
-    known.
+    known; `accuracy/<name>`, the share of right answers, where the targets are `answers`.
     """
     sums = [step(params, batch) for batch in batches]  # dispatched together, then read
-    nats = math.fsum(float(np.asarray(n)) for n, _ in sums)
-    weights = math.fsum(float(np.asarray(w)) for _, w in sums)
-    loss = nats / weights
-    if bytes_per_token is None:
-        return {f"loss/{name}": loss}
-    return {f"loss/{name}": loss, f"bpb/{name}": loss / (bytes_per_token * math.log(2))}
+    nats, weights, right = (
+        math.fsum(float(np.asarray(value)) for value in column)
+        for column in zip(*sums, strict=True)
+    )
+    out = {f"loss/{name}": nats / weights}
+    if bytes_per_token is not None:
+        out[f"bpb/{name}"] = nats / weights / (bytes_per_token * math.log(2))
+    if answers:
+        out[f"accuracy/{name}"] = right / weights
+    return out

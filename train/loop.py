@@ -193,6 +193,7 @@ def _train(spec: RunSpec, run: RunDir, *, cache: Path, progress: Report) -> Outc
                     batches,
                     name=name,
                     bytes_per_token=data.bytes_per_token(name),
+                    answers=data.has_answers(name),
                 )
         row |= {
             "time/seconds": seconds(),
@@ -324,13 +325,16 @@ def _window(state: State, ready: Programs) -> tuple[dict[str, float], State, str
     """
     sums = {name: float(value) for name, value in jax.device_get(state["window"]).items()}
     bad = int(jax.device_get(state["bad"]))
-    state = {**state, "window": spread(empty_window(), ready.shardings["window"])}
+    state = {**state, "window": spread(empty_window(ready.model), ready.shardings["window"])}
     if bad:
         return {}, state, f"non-finite loss or gradient at step {bad}"
     n = sums["count"]
     if n == 0:  # nothing was trained since the last log point: there is no mean
         return {}, state, None
-    return {"loss/train": sums["loss"] / n, "stat/grad_norm": sums["grad_norm"] / n}, state, None
+    # a layer's own loss is a statistic of the run: `loss/` names what the model is judged by
+    aux = {f"stat/{k.partition('/')[2]}": sums[k] / n for k in ready.model.aux}
+    row = {"loss/train": sums["loss"] / n, "stat/grad_norm": sums["grad_norm"] / n, **aux}
+    return row, state, None
 
 
 def _devices(spec: RunSpec) -> dict[str, Any]:

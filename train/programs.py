@@ -24,6 +24,7 @@ from jax.sharding import Mesh
 from model.decoder import Model, build
 from parallelism.mesh import make_mesh
 from parallelism.place import batch_sharding, constrainer, parameter_sharding, replicated
+from train.objectives import scored
 from train.record import disk_error
 from train.schedule import hyper
 from train.spec import RunSpec, to_dict
@@ -46,7 +47,7 @@ class Programs:
     mesh: Mesh
     shardings: Any  # of the state
     step: Any  # (state, hyper, batch) -> (state, loss); donates the state
-    evaluate: Any  # (params, batch) -> (nats, weights)
+    evaluate: Any  # (params, batch) -> (nats, weights, weights of right answers)
 
 
 def resolved_execution(spec: RunSpec) -> dict[str, str]:
@@ -65,6 +66,11 @@ def shape_key(spec: RunSpec) -> str:
     """Runs with equal keys execute the same programs; only data differs."""
     tree = to_dict(spec)
     del tree["model"]["arch"]
+    for part in ("first", "repeat", "last"):  # weights of the layers' own losses are data
+        for block, said in zip(getattr(spec.model, part), tree["model"][part], strict=True):
+            for name, layer in (("mixer", block.mixer), ("ffn", block.ffn)):
+                for field in layer.penalties.values() if layer is not None else ():
+                    del said[name][field]
     execution = {k: tree["execution"][k] for k in ("mesh", "sequence", "remat", "accumulate")}
     parts = [
         tree["model"],
@@ -114,7 +120,11 @@ def traced(spec: RunSpec, model: Model, mesh: Mesh) -> tuple[Any, Any]:
         dtype=jnp.dtype(resolved["compute_dtype"]),
         isolate=spec.data.isolate_documents,
     )
-    return train_step(model, loss, accumulate=spec.execution.accumulate), loss
+
+    def evaluation(params: Any, batch: Any) -> tuple[jax.Array, ...]:
+        return loss(params, batch, objective=scored)[:-1]
+
+    return train_step(model, loss, accumulate=spec.execution.accumulate), evaluation
 
 
 _READY: dict[str, Programs] = {}  # compiled programs live as long as the process, as jax's own do
@@ -142,9 +152,7 @@ def programs(spec: RunSpec, *, cache: Path) -> tuple[Programs, list[Compilation]
         out_shardings=(shardings, whole),
         donate_argnums=0,
     )
-    evaluations = jax.jit(
-        evaluate, in_shardings=(shardings["params"], rows), out_shardings=(whole, whole)
-    )
+    evaluations = jax.jit(evaluate, in_shardings=(shardings["params"], rows), out_shardings=whole)
     with _alone(cache, key):
         compiled_step, first = _compile("train_step", steps, (state, numbers, batch), key)
         compiled_evaluate, second = _compile("evaluate", evaluations, (state["params"], batch), key)

@@ -14,6 +14,7 @@ import numpy as np
 from model.decoder import Model, build
 from parallelism.errors import InputError
 from train.checkpoint import read_params
+from train.data.task import TaskSpec
 from train.data.tokenizers import Tokenizer, load_tokenizer
 from train.draw import STREAM, Drawing, knobs_of, programs
 from train.programs import resolved_execution, use_cache
@@ -101,12 +102,13 @@ def load(run: str, *, root: Path) -> Trained:
     """A run's spec, tokeniser and newest parameters, on the first device."""
     found = find_run(run, root)
     spec = from_dict(found.spec, source=str(found.path / "spec.json"))
-    if spec.data.tokenizer == "bytes" and all(s.kind == "tokens" for s in spec.data.sources):
+    ids = all(s.kind == "tokens" or isinstance(s, TaskSpec) for s in spec.data.sources)
+    if ids and spec.data.tokenizer == "bytes":
         raise InputError(
             "RUN",
             found.run_id,
-            "was trained on token files without a tokeniser, so no text can be given to it; "
-            "name the tokenizer.json in data.tokenizer when training",
+            "was trained on ids that no tokeniser made, so no text can be given to it; for token "
+            "files, name their tokenizer.json in data.tokenizer when training",
         )
     if (found.path.parent / ".cache").is_dir():
         use_cache(found.path.parent / ".cache")

@@ -7,10 +7,12 @@ in tests/golden/run_ids.json.
 
 import hashlib
 import json
-from typing import Any, Literal
+from dataclasses import fields
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field, PlainSerializer, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
+from pydantic_core import PydanticCustomError
 
 from model.spec import ModelSpec
 from parallelism.axes import SPEC, MeshSpec
@@ -60,7 +62,10 @@ class ScheduleSpec:
 
 @dataclass(frozen=True, kw_only=True, config=SPEC)
 class SourceSpec:
-    """One corpus. `path` is a folder, file or glob for every kind but `stdlib`."""
+    """One corpus. `path` is a folder, file or glob for every kind but `stdlib`.
+
+    Kinds that are generated are in train/data/tasks, each with knobs of its own.
+    """
 
     kind: Literal["stdlib", "text", "jsonl", "parquet", "tokens"] = "stdlib"
     path: str | None = None
@@ -78,15 +83,57 @@ class SourceSpec:
             )
 
 
+TEXTS = get_args(get_type_hints(SourceSpec)["kind"])
+# What a text source says and a task has no use for: left over where only the kind was changed.
+_OF_TEXTS = {"path": None, "column": "text"}
+
+
+def _source(value: Any) -> Any:
+    """A SourceSpec, or the Spec of the task (train/data/tasks) that the kind names."""
+    from train.data import task  # which reads corpora by this file's specs
+
+    if isinstance(value, SourceSpec | task.TaskSpec):
+        return value
+    if not isinstance(value, dict):
+        raise PydanticCustomError(
+            "no_source", 'a source is an object; write {"kind": "text", "path": "..."}'
+        )
+    made: type = SourceSpec
+    kind = value.get("kind", TEXTS[0])
+    if isinstance(kind, str) and kind not in TEXTS:
+        made = task.resolve(kind, others=TEXTS)
+        value = {k: v for k, v in value.items() if k not in _OF_TEXTS or v != _OF_TEXTS[k]}
+    try:
+        return TypeAdapter(made).validate_python(value)
+    except ValidationError as error:
+        known = {
+            "errors": error.errors(include_url=False),
+            "fields": [f.name for f in fields(made)],
+        }
+        raise PydanticCustomError("nested", "invalid source", known) from None
+
+
+def _dump(value: Any) -> Any:
+    return TypeAdapter(type(value)).dump_python(value, mode="json")
+
+
+Source = Annotated[Any, BeforeValidator(_source), PlainSerializer(_dump)]
+
+
 @dataclass(frozen=True, kw_only=True, config=SPEC)
 class DataSpec:
     """What is read: sources, tokeniser, sequence length, validation split."""
 
-    sources: tuple[SourceSpec, ...] = Field(default=(SourceSpec(),), min_length=1)
+    sources: tuple[Source, ...] = Field(default=(SourceSpec(),), min_length=1)
     tokenizer: str = "bytes"  # or the path of a Hugging Face tokenizer.json
     seq_len: int = Field(default=256, ge=2)
     validation: float = Field(default=0.05, gt=0, lt=1)  # share of documents held out
     isolate_documents: bool = True  # attention does not cross document boundaries
+
+    def __post_init__(self):
+        for source in self.sources:
+            if not isinstance(source, SourceSpec):
+                source.check(self.seq_len)
 
 
 @dataclass(frozen=True, kw_only=True, config=SPEC)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from train.data.pipeline import Data, open_data
+from train.data.task import TaskSpec
 from train.spec import DataSpec, SourceSpec
 
 WORDS = "the law of scale über naïve 東京 loss\tdepth\nwidth layer token 🙂 budget".split(" ")
@@ -62,7 +63,7 @@ def as_rows(batch) -> list[tuple[list, list, list, list]]:
 
 
 def opened(
-    source: SourceSpec | tuple[SourceSpec, ...],
+    source: SourceSpec | TaskSpec | tuple[SourceSpec | TaskSpec, ...],
     cache: Path,
     *,
     batch: int = 8,

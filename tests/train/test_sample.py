@@ -273,5 +273,5 @@ def test_a_run_on_bare_token_files_is_refused(tmp_path: Path, trained: Trained, 
     spec = json.loads((run / "spec.json").read_text())
     spec["data"]["sources"] = [{**spec["data"]["sources"][0], "kind": "tokens", "path": "x.bin"}]
     (run / "spec.json").write_text(json.dumps(spec))
-    with pytest.raises(InputError, match="without a tokeniser"):
+    with pytest.raises(InputError, match="no tokeniser made"):
         load("ids", root=tmp_path)

@@ -19,8 +19,9 @@ import numpy as np
 
 from parallelism.errors import InputError
 from train.data.corpus import Corpus, open_corpus
-from train.data.rows import Batch, Side, rows, take_side
+from train.data.rows import Batch, Rows, take_side
 from train.data.split import held_out
+from train.data.task import HELD_OUT, TRAIN, TaskRows, TaskSpec
 from train.data.tokenizers import load_tokenizer
 from train.spec import DataSpec
 
@@ -36,9 +37,9 @@ class Data:
     sequences_per_batch: int
     n_vocab: int
     tokenizer: str
-    corpora: tuple[Corpus, ...] = field(repr=False)
-    train: tuple[Side, ...] = field(repr=False)
-    held_out: tuple[Side, ...] = field(repr=False)
+    corpora: tuple[Corpus | TaskSpec, ...] = field(repr=False)
+    train: tuple[Rows, ...] = field(repr=False)
+    held_out: tuple[Rows, ...] = field(repr=False)
     order: Any = field(
         repr=False
     )  # grain MapDataset: position in the run -> row, counted through the sources
@@ -89,6 +90,10 @@ class Data:
             return None
         return sum(s or 0.0 for s in sizes) / sum(s.n_predicted for s in sides)
 
+    def has_answers(self, name: str = WHOLE) -> bool:
+        """Whether the loss asks for answers only, so that counting the right ones makes sense."""
+        return all(isinstance(side, TaskRows) for side in self._sides(name))
+
     @property
     def rows_per_epoch(self) -> int:
         return sum(s.n_rows for s in self.train)
@@ -111,7 +116,7 @@ class Data:
             sources.append(
                 {
                     "kind": spec.kind,
-                    "path": spec.path,
+                    "path": None if isinstance(spec, TaskSpec) else spec.path,
                     "share": spec.weight / share,
                     "fingerprint": corpus.fingerprint,
                     "documents": {k: s.n_documents for k, s in sides.items()},
@@ -162,7 +167,7 @@ class Data:
             )
         return size
 
-    def _sides(self, name: str) -> tuple[Side, ...]:
+    def _sides(self, name: str) -> tuple[Rows, ...]:
         if name not in self.validation_sets:
             raise KeyError(f"{name!r} is not one of {self.validation_sets}")
         return self.held_out if name == WHOLE else (self.held_out[int(name.rpartition("/")[2])],)
@@ -175,18 +180,32 @@ def open_data(
 
     `vocab` is the model's: ids must lie below it.
     """
-    corpora, fields = [], []
+    fields = [f"data.sources.{i}" for i in range(len(spec.sources))]
+    texts = [s for s in spec.sources if not isinstance(s, TaskSpec)]
     tokenizer = load_tokenizer(spec.tokenizer)
+    corpora = [
+        source
+        if isinstance(source, TaskSpec)
+        else open_corpus(source, tokenizer=tokenizer, cache=cache, field=name)
+        for source, name in zip(spec.sources, fields, strict=True)
+    ]
     # token files bring their own ids; only a tokeniser that was asked for must agree with them
-    any_ids = spec.tokenizer == "bytes" and all(s.kind == "tokens" for s in spec.sources)
-    for i, source in enumerate(spec.sources):
-        fields.append(f"data.sources.{i}")
-        corpora.append(open_corpus(source, tokenizer=tokenizer, cache=cache, field=fields[i]))
-    expected = corpora[0] if any_ids else tokenizer
-    _check_vocab(corpora, vocab=vocab, expected=(expected.n_vocab, expected.end_of_document))
-    masks = held_out([c.hashes_N for c in corpora], share=spec.validation, fields=fields)
-    train, val = [], []
-    for corpus, mask_N, name in zip(corpora, masks, fields, strict=True):
+    any_ids = spec.tokenizer == "bytes" and all(s.kind == "tokens" for s in texts)
+    named = {f: c for f, c in zip(fields, corpora, strict=True) if isinstance(c, Corpus)}
+    expected = next(iter(named.values())) if any_ids and named else tokenizer
+    _check_vocab(fields, corpora, vocab=vocab)
+    _check_ids(named, expected=(expected.n_vocab, expected.end_of_document))
+    hashes = [c.hashes_N for c in named.values()]
+    masks = held_out(hashes, share=spec.validation, fields=list(named))
+    split = dict(zip(named, masks, strict=True))
+    train: list[Rows] = []
+    val: list[Rows] = []
+    for corpus, name in zip(corpora, fields, strict=True):
+        if isinstance(corpus, TaskSpec):
+            train.append(TaskRows(corpus, spec.seq_len, TRAIN))
+            val.append(TaskRows(corpus, spec.seq_len, HELD_OUT))
+            continue
+        mask_N = split[name]
         for sides, keep_N, what in ((train, ~mask_N, "training"), (val, mask_N, "validation")):
             sides.append(take_side(corpus, keep_N=keep_N, seq_len=spec.seq_len))
             if not sides[-1].n_rows:
@@ -201,7 +220,7 @@ def open_data(
         seed=seed,
         sequences_per_batch=sequences_per_batch,
         n_vocab=max(c.n_vocab for c in corpora),
-        tokenizer="tokens" if any_ids else spec.tokenizer,
+        tokenizer=spec.tokenizer if not any_ids else "tokens" if texts else "none",
         corpora=tuple(corpora),
         train=tuple(train),
         held_out=tuple(val),
@@ -209,18 +228,21 @@ def open_data(
     )
 
 
-def _check_vocab(corpora: list[Corpus], *, vocab: int, expected: tuple[int, int]) -> None:
-    for i, corpus in enumerate(corpora):
+def _check_vocab(fields: list[str], corpora: list[Corpus | TaskSpec], *, vocab: int) -> None:
+    for name, corpus in zip(fields, corpora, strict=True):
         if corpus.n_vocab > vocab:
             raise InputError(
-                "model.vocab",
-                vocab,
-                f"data.sources.{i} has {corpus.n_vocab} ids; write that or more",
+                "model.vocab", vocab, f"{name} has {corpus.n_vocab} ids; write that or more"
             )
+
+
+def _check_ids(named: dict[str, Corpus], *, expected: tuple[int, int]) -> None:
+    """Texts of one tokeniser; a task's ids stand for nothing else, so they agree with any."""
+    for name, corpus in named.items():
         ids = (corpus.n_vocab, corpus.end_of_document)
         if ids != expected:
             raise InputError(
-                f"data.sources.{i}",
+                name,
                 f"vocabulary {ids[0]} ending documents with {ids[1]}",
                 f"the rest has {expected[0]} and {expected[1]}; use one tokeniser for all, and "
                 "name it in data.tokenizer",
@@ -242,20 +264,18 @@ def _order(n_rows: list[int], weights: list[float], *, seed: int) -> Any:
     return parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights)
 
 
-def _rows(sides: tuple[Side, ...], numbers_B: np.ndarray) -> Batch:
+def _rows(sides: tuple[Rows, ...], numbers_B: np.ndarray) -> Batch:
     """Rows by their number counted through the sides."""
     if len(sides) == 1:
-        return rows(sides[0], rows_B=numbers_B)
+        return sides[0].read(numbers_B)
     ends = np.cumsum([s.n_rows for s in sides])
     which_B = np.searchsorted(ends, numbers_B, side="right")
-    shape = (len(numbers_B), sides[0].seq_len)
-    out = Batch(*(np.empty(shape, t) for t in (np.int32, np.int32, np.int32, np.float32)))
-    for i, side in enumerate(sides):
-        pick_B = which_B == i
-        part = rows(side, rows_B=numbers_B[pick_B] - (ends[i] - side.n_rows))
-        for whole, some in zip(out, part, strict=True):
-            whole[pick_B] = some
-    return out
+    places, parts = [], []
+    for i in np.unique(which_B).tolist():
+        places.append(np.flatnonzero(which_B == i))
+        parts.append(sides[i].read(numbers_B[places[-1]] - (ends[i] - sides[i].n_rows)))
+    back_B = np.argsort(np.concatenate(places))
+    return Batch(*(np.concatenate(some)[back_B] for some in zip(*parts, strict=True)))
 
 
 def _padded(batch: Batch, size: int) -> Batch:

@@ -7,7 +7,7 @@ target weighs 0.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -27,6 +27,22 @@ class Batch(NamedTuple):
     targets_BT: np.ndarray
     segments_BT: np.ndarray
     weights_BT: np.ndarray
+
+
+class Rows(Protocol):
+    """What a source serves of one side, training or held out."""
+
+    @property
+    def n_rows(self) -> int: ...
+    @property
+    def n_documents(self) -> int: ...
+    @property
+    def n_tokens(self) -> int: ...
+    @property
+    def n_predicted(self) -> int: ...
+    @property
+    def text_bytes(self) -> float | None: ...
+    def read(self, rows_B: np.ndarray) -> Batch: ...
 
 
 @dataclass(frozen=True)
@@ -63,6 +79,10 @@ class Side:
     def n_predicted(self) -> int:
         """Tokens that the loss asks for: all but the first of each document."""
         return self.n_tokens - self.n_documents
+
+    def read(self, rows_B: np.ndarray) -> Batch:
+        """The batch of the rows with these numbers, in their order."""
+        return rows(self, rows_B=rows_B)
 
 
 def take_side(corpus: Corpus, *, keep_N: np.ndarray, seq_len: int) -> Side:
