@@ -25,6 +25,7 @@ class Context:
 
     positions_BT: jax.Array
     segments_BT: jax.Array | None
+    prefix_BT: jax.Array | None = None  # positions that see one another whatever their order
     constrain: Constrain = unplaced
     layers: str = "scan"  # or unroll
     remat: str = "none"

@@ -36,6 +36,11 @@ class LayerSpec:
         return ()
 
     @property
+    def bidirectional(self) -> bool:
+        """Whether it lets positions of `ctx.prefix_BT` see one another whatever their order."""
+        return False
+
+    @property
     def penalties(self) -> Mapping[str, str]:
         """Losses of its own, as aux `loss/NAME`: the name to the field that holds its weight.
 

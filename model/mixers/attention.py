@@ -36,6 +36,10 @@ class Spec(LayerSpec):
         default=2, ge=1
     )  # static blocks of queries; changes the order of sums only
 
+    @property
+    def bidirectional(self) -> bool:
+        return True
+
     def sizes(self, shared: Mapping[str, int]) -> dict[str, int]:
         width = shared["D"]
         if width % self.d_head:
@@ -76,7 +80,14 @@ class Layer(nnx.Module):
         form = naive_attention
         if not ctx.naive:
             form = partial(attention, blocks=min(self.spec.query_blocks, x_BTD.shape[1]))
-        y_BTHK = form(q_BTHK, k_BTJK, v_BTJK, ctx.segments_BT, scale=self.scale)
+        y_BTHK = form(
+            q_BTHK,
+            k_BTJK,
+            v_BTJK,
+            ctx.segments_BT,
+            scale=self.scale,
+            prefix_BT=ctx.prefix_BT,
+        )
         return self._out(y_BTHK), {}
 
     def start(self, rows: int, *, length: int, dtype: Any) -> State:

@@ -19,14 +19,19 @@ def naive_attention(
     segments_BT: jax.Array | None,
     *,
     scale: float,
+    prefix_BT: jax.Array | None = None,
 ) -> jax.Array:
-    """All T x T scores, masked to earlier positions of the same document."""
+    """All T x T scores, masked to earlier positions of the same document, and among positions of
+    the prefix to any of it.
+    """
     H, J, T = q_BTHK.shape[2], k_BTJK.shape[2], q_BTHK.shape[1]
     k_BTHK, v_BTHK = (jnp.repeat(x, H // J, axis=2) for x in (k_BTJK, v_BTJK))
     score_BHTS = scale * jnp.einsum(
         "bthk,bshk->bhts", q_BTHK, k_BTHK, preferred_element_type=jnp.float32
     )
     seen_BTS = jnp.tril(jnp.ones((T, T), bool))[None]
+    if prefix_BT is not None:
+        seen_BTS = seen_BTS | (prefix_BT[:, :, None] & prefix_BT[:, None, :])
     if segments_BT is not None:
         seen_BTS = seen_BTS & (segments_BT[:, :, None] == segments_BT[:, None, :])
     weight_BHTS = jax.nn.softmax(jnp.where(seen_BTS[:, None], score_BHTS, MASKED), axis=-1)
@@ -61,10 +66,11 @@ def attention(
     *,
     scale: float,
     blocks: int,
+    prefix_BT: jax.Array | None = None,
 ) -> jax.Array:
     """The same in static blocks of queries that skip the scores above the diagonal block.
 
-    Work falls from T^2 to T^2 (blocks + 1) / (2 blocks).
+    Work falls from T^2 to T^2 (blocks + 1) / (2 blocks). With a prefix nothing can be skipped.
     """
     B, T, H, K = q_BTHK.shape
     J = k_BTJK.shape[2]
@@ -76,6 +82,7 @@ def attention(
         k_BTJK.swapaxes(1, 2),
         v_BTJK.swapaxes(1, 2),
         segments_BT,
+        prefix_BT,
     )
     return y_BJGTK.transpose(0, 3, 1, 2, 4).reshape(B, T, H, K)
 
@@ -86,20 +93,24 @@ def _heads_first(
     k_BJSK: jax.Array,
     v_BJSK: jax.Array,
     segments_BT: jax.Array | None,
+    prefix_BT: jax.Array | None,
 ) -> jax.Array:
-    return _forward(blocks, q_BJGTK, k_BJSK, v_BJSK, segments_BT)[0]
+    return _forward(blocks, q_BJGTK, k_BJSK, v_BJSK, segments_BT, prefix_BT)[0]
 
 
-def _forward(blocks, q_BJGTK, k_BJSK, v_BJSK, segments_BT):
+def _forward(blocks, q_BJGTK, k_BJSK, v_BJSK, segments_BT, prefix_BT):
     B, J, G, T, K = q_BJGTK.shape
     out, kept = [], []
     for low, high in _edges(T, blocks):
-        k, v = k_BJSK[:, :, :high], v_BJSK[:, :, :high]
+        last = high if prefix_BT is None else T
+        k, v = k_BJSK[:, :, :last], v_BJSK[:, :, :last]
         score_BJRS = _product("bjrk,bjsk->bjrs", _rows(q_BJGTK, low, high), k)
-        seen_BTS = (jnp.arange(low, high)[:, None] >= jnp.arange(high)[None])[None]
+        seen_BTS = (jnp.arange(low, high)[:, None] >= jnp.arange(last)[None])[None]
+        if prefix_BT is not None:
+            seen_BTS = seen_BTS | (prefix_BT[:, low:high, None] & prefix_BT[:, None, :])
         if segments_BT is not None:
-            seen_BTS = seen_BTS & (segments_BT[:, low:high, None] == segments_BT[:, None, :high])
-        score_BJGTS = score_BJRS.reshape(B, J, G, high - low, high)
+            seen_BTS = seen_BTS & (segments_BT[:, low:high, None] == segments_BT[:, None, :last])
+        score_BJGTS = score_BJRS.reshape(B, J, G, high - low, last)
         score_BJRS = jnp.where(seen_BTS[:, None, None], score_BJGTS, MASKED).reshape(
             score_BJRS.shape
         )
@@ -118,7 +129,8 @@ def _backward(blocks, residuals, dy_BJGTK):
     T, dtype = q_BJGTK.shape[3], q_BJGTK.dtype
     dq, dk, dv = [], [], []
     for (low, high), (weight_BJRS, total_BJR1) in zip(_edges(T, blocks), kept, strict=True):
-        k, v = k_BJSK[:, :, :high], v_BJSK[:, :, :high]
+        last = weight_BJRS.shape[-1]
+        k, v = k_BJSK[:, :, :last], v_BJSK[:, :, :last]
         q_BJRK, y_BJRK = _rows(q_BJGTK, low, high), _rows(y_BJGTK, low, high)
         dy_BJRK = _rows(dy_BJGTK, low, high) / total_BJR1
         dweight_BJRS = _product("bjrk,bjsk->bjrs", dy_BJRK.astype(dtype), v)
@@ -127,13 +139,13 @@ def _backward(blocks, residuals, dy_BJGTK):
         dscore_BJRS = (weight_BJRS * (dweight_BJRS - shift_BJR1)).astype(dtype)
         dq_BJRK = _product("bjrs,bjsk->bjrk", dscore_BJRS, k)
         dq.append(dq_BJRK.reshape(q_BJGTK[:, :, :, low:high].shape).astype(dtype))
-        later = ((0, 0), (0, 0), (0, 0), (0, T - high))
+        later = ((0, 0), (0, 0), (0, 0), (0, T - last))
         dk_BJKS = _product("bjrk,bjrs->bjks", q_BJRK, dscore_BJRS)
         dv_BJKS = _product("bjrk,bjrs->bjks", dy_BJRK.astype(dtype), weight_BJRS.astype(dtype))
         dk.append(jnp.pad(dk_BJKS, later))
         dv.append(jnp.pad(dv_BJKS, later))
     dk_BJSK, dv_BJSK = (sum(d[1:], d[0]).swapaxes(2, 3).astype(dtype) for d in (dk, dv))
-    return jnp.concatenate(dq, axis=3), dk_BJSK, dv_BJSK, None
+    return jnp.concatenate(dq, axis=3), dk_BJSK, dv_BJSK, None, None
 
 
 # The gradient is written out for two products: contracted over rows, they are asked for as (K, S),

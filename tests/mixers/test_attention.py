@@ -114,6 +114,47 @@ def test_fast_form_equals_naive_form_in_values_and_gradients(shape, documents):
     assert len(programs) == len({1, min(T, 2), min(T, 5)}), "blocks made the same program"
 
 
+def test_a_prefix_sees_itself_whole_and_the_rest_stays_causal():
+    T, shape = 8, (1, 8, 2, 4)
+    q, k, v = (stream(*shape, seed=i) for i in range(3))
+    segments = jnp.asarray([[0, 0, 0, 0, 0, 1, 1, 1]])
+    prefix = jnp.asarray([[True, True, True, False, False, True, True, False]])
+
+    def seen(form, **more) -> tuple[np.ndarray, jax.Array]:
+        run = jax.jit(lambda v: form(q, k, v, segments, scale=0.4, prefix_BT=prefix, **more))
+        jacobian = jax.jit(jax.jacrev(lambda v: jnp.sum(run(v)[0], axis=(1, 2))))(v)
+        return np.asarray(jnp.max(jnp.abs(jacobian[:, 0]), axis=(2, 3))) > 0, run(v)
+
+    pairs = np.asarray(prefix[0])[:, None] & np.asarray(prefix[0])[None]
+    same = np.asarray(segments[0])[:, None] == np.asarray(segments[0])[None]
+    expected = (np.tril(np.ones((T, T), bool)) | pairs) & same
+    assert expected[0, 2] and not expected[3, 4] and not expected[1, 3] and not expected[0, 5]
+    naive_TT, naive = seen(naive_attention)
+    np.testing.assert_array_equal(naive_TT, expected)
+    for blocks in (1, 2, 3):
+        fast_TT, fast = seen(attention, blocks=blocks)
+        np.testing.assert_array_equal(fast_TT, expected)
+        assert_close(fast, naive)
+
+
+def test_a_prefix_of_everything_is_attention_in_both_directions():
+    q, k, v = (stream(2, 7, 2, 4, seed=i) for i in range(3))
+    whole = jnp.ones((2, 7), bool)
+    score = 0.4 * jnp.einsum("bthk,bshk->bhts", q, k)
+    expected = jnp.einsum("bhts,bshk->bthk", jax.nn.softmax(score, axis=-1), v)
+    found = attention(q, k, v, None, scale=0.4, blocks=2, prefix_BT=whole)
+    assert_close(found, expected)
+    assert float(jnp.max(jnp.abs(found - attention(q, k, v, None, scale=0.4, blocks=2)))) > 0.1
+
+    def value(form, **more):
+        def loss(q, k, v):
+            return jnp.sum(form(q, k, v, None, scale=0.4, prefix_BT=whole, **more) ** 2)
+
+        return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(q, k, v)
+
+    assert_close(value(attention, blocks=2), value(naive_attention))
+
+
 def test_rotary_products_depend_on_distance_alone():
     q_BTHK, k_BTHK = stream(1, 6, 1, 16), stream(1, 6, 1, 16, seed=1)
     first_BT = jnp.asarray([[0, 1, 5, 9, 20, 31]])
