@@ -14,11 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from model.ops.attention import MASKED
-
-EXACT = (
-    256.0  # decays are split at multiples of 1/256: sums of 512 of up to 100 are exact in float32
-)
-SMALLEST = -100.0  # exp(-100) is 0 beside anything that a float32 sum holds
+from model.ops.chunks import carried, documents, sums, wide
 
 
 def naive_scalar_decay(
@@ -32,9 +28,9 @@ def naive_scalar_decay(
 ) -> tuple[jax.Array, jax.Array]:
     """The recurrence itself, one position after the other."""
     B, T, H, _ = v_BTHM.shape
-    wide = partial(jnp.asarray, dtype=_wide(q_BTJK.dtype))
-    q_BTHK, k_BTHK = (wide(jnp.repeat(x, H // x.shape[2], axis=2)) for x in (q_BTJK, k_BTJK))
-    state_BHKM = empty_state(q_BTJK, v_BTHM) if state_BHKM is None else wide(state_BHKM)
+    float_ = partial(jnp.asarray, dtype=wide(q_BTJK.dtype))
+    q_BTHK, k_BTHK = (float_(jnp.repeat(x, H // x.shape[2], axis=2)) for x in (q_BTJK, k_BTJK))
+    state_BHKM = empty_state(q_BTJK, v_BTHM) if state_BHKM is None else float_(state_BHKM)
     goes_on_BT = jnp.ones((B, T), bool)
     if segments_BT is not None:
         goes_on_BT = goes_on_BT.at[:, 1:].set(segments_BT[:, 1:] == segments_BT[:, :-1])
@@ -46,8 +42,8 @@ def naive_scalar_decay(
         state_BHKM = jnp.exp(decay_BH)[..., None, None] * kept_BHKM + new_BHKM
         return state_BHKM, jnp.einsum("bhk,bhkm->bhm", q_BHK, state_BHKM)
 
-    decay_BTH = jnp.broadcast_to(wide(decay_BTH), (B, T, H))
-    over_time = (q_BTHK, k_BTHK, wide(v_BTHM), decay_BTH, goes_on_BT)
+    decay_BTH = jnp.broadcast_to(float_(decay_BTH), (B, T, H))
+    over_time = (q_BTHK, k_BTHK, float_(v_BTHM), decay_BTH, goes_on_BT)
     state_BHKM, y_TBHM = jax.lax.scan(
         step, state_BHKM, jax.tree.map(lambda x: x.swapaxes(0, 1), over_time)
     )
@@ -74,7 +70,7 @@ def scalar_decay(
     H, M = v_BTHM.shape[2:]
     c = min(chunk, T)
     n, short = -(-T // c), -T % c
-    dtype, wide = v_BTHM.dtype, _wide(q_BTJK.dtype)
+    dtype, float_ = v_BTHM.dtype, wide(q_BTJK.dtype)
 
     def chunked(x: jax.Array, *, heads: int, mode: Any = "constant") -> jax.Array:
         """(B, T, heads, ...) -> (B, n, J, heads / J, c, ...), the last chunk filled up."""
@@ -86,34 +82,33 @@ def scalar_decay(
     # filled positions: no decay, no key, and the last document
     q_BnJtK, k_BnJtK = (chunked(x, heads=J)[:, :, :, 0] for x in (q_BTJK, k_BTJK))
     v_BnJGtM = chunked(v_BTHM, heads=H)
-    sums = _cumulative(chunked(decay_BTH.astype(wide), heads=decay_BTH.shape[2]))
-    total = tuple(x[..., -1:] for x in sums)
-    within, entering, leaving, kept = _masks(segments_BT, n=n, c=c, short=short)
+    seen = documents(segments_BT, n=n, c=c, short=short).over(2)
+    decay_BnJGt1 = chunked(decay_BTH.astype(float_), heads=decay_BTH.shape[2])[..., None]
+    sum_BnJGt = sums(decay_BnJGt1, seen.within).at((..., 0))
+    total_BnJG1 = sum_BnJGt.at((..., slice(-1, None)))
 
-    between_BnJGts = _difference(
-        tuple(x[..., :, None] for x in sums), tuple(x[..., None, :] for x in sums)
-    )
-    between_BnJGts = jnp.exp(jnp.where(within, between_BnJGts, MASKED))  # masked before exp
-    score_BnJts = _product("bnjtk,bnjsk->bnjts", q_BnJtK, k_BnJtK, wide)
+    between_BnJGts = sum_BnJGt.at((..., None)) - sum_BnJGt.at((..., None, slice(None)))
+    between_BnJGts = jnp.exp(jnp.where(seen.within, between_BnJGts, MASKED))  # masked before exp
+    score_BnJts = _product("bnjtk,bnjsk->bnjts", q_BnJtK, k_BnJtK, float_)
     weight_BnJGts = (score_BnJts[:, :, :, None] * between_BnJGts).astype(dtype)
-    y_BnJGtM = _product("bnjgts,bnjgsm->bnjgtm", weight_BnJGts, v_BnJGtM, wide)
+    y_BnJGtM = _product("bnjgts,bnjgsm->bnjgtm", weight_BnJGts, v_BnJGtM, float_)
 
     # what each chunk adds to the state at its end
-    rest_BnJGt = jnp.exp(jnp.where(leaving, _difference(total, sums), MASKED))
+    rest_BnJGt = jnp.exp(jnp.where(seen.leaving, total_BnJG1 - sum_BnJGt, MASKED))
     faded_BnJGtM = (rest_BnJGt[..., None] * v_BnJGtM).astype(dtype)
-    added_BnJGKM = _product("bnjtk,bnjgtm->bnjgkm", k_BnJtK, faded_BnJGtM, wide)
-    fade_BnJG11 = jnp.where(kept, jnp.exp(sum(total)), 0)[..., None]
+    added_BnJGKM = _product("bnjtk,bnjgtm->bnjgkm", k_BnJtK, faded_BnJGtM, float_)
+    fade_BnJG11 = jnp.where(seen.kept, jnp.exp(total_BnJG1.whole), 0)[..., None]
 
     first = state_BHKM
     if first is None:
         first = empty_state(q_BTJK, v_BTHM)
-    first_BJGKM = first.astype(wide).reshape(B, J, H // J, K, M)
+    first_BJGKM = first.astype(float_).reshape(B, J, H // J, K, M)
     if n == 1 and state_BHKM is None:
         last_BJGKM = added_BnJGKM[:, 0]
     else:
-        before_BnJGKM, last_BJGKM = _carried(first_BJGKM, fade_BnJG11, added_BnJGKM)
-        read_BnJGtM = _product("bnjtk,bnjgkm->bnjgtm", q_BnJtK, before_BnJGKM.astype(dtype), wide)
-        since_BnJGt = jnp.where(entering, jnp.exp(sum(sums)), 0)
+        before_BnJGKM, last_BJGKM = carried(first_BJGKM, fade_BnJG11, added_BnJGKM)
+        read_BnJGtM = _product("bnjtk,bnjgkm->bnjgtm", q_BnJtK, before_BnJGKM.astype(dtype), float_)
+        since_BnJGt = jnp.where(seen.entering, jnp.exp(sum_BnJGt.whole), 0)
         y_BnJGtM = y_BnJGtM + since_BnJGt[..., None] * read_BnJGtM
     y_BTHM = jnp.moveaxis(y_BnJGtM, 4, 2).reshape(B, n * c, H, M)[:, :T]
     return y_BTHM, last_BJGKM.reshape(B, H, K, M)
@@ -127,7 +122,7 @@ def form(*, naive: bool, chunk: int) -> Callable[..., tuple[jax.Array, jax.Array
 def empty_state(q_BTJK: jax.Array, v_BTHM: jax.Array) -> jax.Array:
     """The state of no position."""
     B, _, H, M = v_BTHM.shape
-    return jnp.zeros((B, H, q_BTJK.shape[3], M), _wide(q_BTJK.dtype))
+    return jnp.zeros((B, H, q_BTJK.shape[3], M), wide(q_BTJK.dtype))
 
 
 def flops(
@@ -143,57 +138,5 @@ def flops(
     return (pairs / 2 if causal else pairs) + states
 
 
-def _cumulative(decay: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Sums over the last dim as a coarse part, exact in float32, and a small rest.
-
-    The difference of two sums then has the rounding of the difference, not of the sums: after a few
-    strong decays the weights of later positions would lose their last digits.
-    """
-    decay = jnp.maximum(decay, SMALLEST)
-    coarse = jax.lax.stop_gradient(jnp.round(decay * EXACT) / EXACT)
-    return jnp.cumsum(coarse, axis=-1), jnp.cumsum(decay - coarse, axis=-1)
-
-
-def _difference(a: tuple[jax.Array, ...], b: tuple[jax.Array, ...]) -> jax.Array:
-    return (a[0] - b[0]) + (a[1] - b[1])
-
-
-def _masks(segments_BT: jax.Array | None, *, n: int, c: int, short: int) -> tuple[Any, ...]:
-    """Of one document: two positions of a chunk; a position and the chunk before; a position and
-    the end of its chunk; the chunk before and that end. Each with the dims of its exponents.
-    """
-    causal_ts = jnp.tril(jnp.ones((c, c), bool))
-    if segments_BT is None:
-        return causal_ts, True, True, True
-    filled_BT = jnp.pad(segments_BT, ((0, 0), (0, short)), mode="edge")
-    own_Bnt = filled_BT.reshape(-1, n, c)
-    end_Bn1 = own_Bnt[:, :, -1:]
-    before_Bn1 = jnp.concatenate([own_Bnt[:, :1, :1], end_Bn1[:, :-1]], axis=1)
-    within_Bnts = causal_ts & (own_Bnt[..., :, None] == own_Bnt[..., None, :])
-    return tuple(
-        x[:, :, None, None]
-        for x in (within_Bnts, own_Bnt == before_Bn1, own_Bnt == end_Bn1, before_Bn1 == end_Bn1)
-    )
-
-
-def _carried(first: jax.Array, fade_Bn: jax.Array, added_Bn: jax.Array):
-    """The state before each chunk, and after the last."""
-
-    def chunk(state, now):
-        fade, added = now
-        return fade * state + added, state
-
-    over_chunks = (jnp.moveaxis(fade_Bn, 1, 0), jnp.moveaxis(added_Bn, 1, 0))
-    if added_Bn.shape[1] == 1:
-        last, before = chunk(first, jax.tree.map(lambda x: x[0], over_chunks))
-        return before[:, None], last
-    last, before_n = jax.lax.scan(chunk, first, over_chunks)
-    return jnp.moveaxis(before_n, 0, 1), last
-
-
-def _product(form: str, a: jax.Array, b: jax.Array, wide: Any) -> jax.Array:
-    return jnp.einsum(form, a, b, preferred_element_type=wide)
-
-
-def _wide(dtype: Any) -> Any:
-    return jnp.promote_types(dtype, jnp.float32)
+def _product(form: str, a: jax.Array, b: jax.Array, dtype: Any) -> jax.Array:
+    return jnp.einsum(form, a, b, preferred_element_type=dtype)
