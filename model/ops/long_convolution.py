@@ -6,6 +6,7 @@ halves to second ones, and short spans sum lag by lag: T log^2 T for every chann
 and another document are never touched (one transform of the whole would leave its rounding there).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,10 +22,13 @@ class Transform:
 
     forward: Callable[[jax.Array], jax.Array]
     inverse: Callable[[jax.Array, int], jax.Array]  # (spectrum, length)
+    flops: Callable[[int], float]  # of one of either, by length
 
 
 FFT = Transform(
-    forward=lambda x: jnp.fft.rfft(x), inverse=lambda x, length: jnp.fft.irfft(x, n=length)
+    forward=lambda x: jnp.fft.rfft(x),
+    inverse=lambda x, length: jnp.fft.irfft(x, n=length),
+    flops=lambda length: 2.5 * length * math.log2(length),
 )
 
 
@@ -58,16 +62,13 @@ def long_convolution(
     return y_BTD[:, :T]
 
 
-def long_convolution_flops(T: int, *, short: int = SHORT) -> float:
-    """Per position and channel: sums lag by lag, products of spectra, and transforms at
-    5 n log2 n flops for n complex numbers, half of that for real ones.
-    """
+def long_convolution_flops(T: int, *, transform: Transform = FFT, short: int = SHORT) -> float:
+    """Per position and channel: sums lag by lag, transforms, and products of spectra."""
     span, halvings = _spans(T, short)
     flops = 2.0 * span
     for i in range(halvings):
-        n = 2 * (span << i)
-        # half the positions go in, the other half come out: two real transforms of n for n positions
-        flops += 2 * 2.5 * (n.bit_length() - 1) + 3
+        length = 2 * (span << i)  # of a span, which goes through one transform each way
+        flops += 2 * transform.flops(length) / length + 3
     return flops
 
 

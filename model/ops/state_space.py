@@ -125,7 +125,11 @@ def _chunks(u_BTD, decay_DN, weight_DN, segments_BT, before_B, *, size, state_BD
         after_BDN = jnp.where(keep_B[:, None, None], power_CDN[size] * x_BDN, 0) + made_BDN
         return after_BDN, x_BDN
 
-    state_BDN, entry_GBDN = jax.lax.scan(step, state_BDN, (made_GBDN, keep_GB))
+    if n == 1:  # a position of decoding: no loop to set up
+        state_BDN, entry_BDN = step(state_BDN, (made_GBDN[0], keep_GB[0]))
+        entry_GBDN = entry_BDN[None]
+    else:
+        state_BDN, entry_GBDN = jax.lax.scan(step, state_BDN, (made_GBDN, keep_GB))
     read_CDN = weight_DN * power_CDN[1:]
     # 2 Re(w x) as a product of reals: (w_re, -w_im) . (x_re, x_im)
     y_BGCD = 2 * jnp.einsum("gbdn,cdn->bgcd", _real(entry_GBDN), _real(read_CDN.conj()))

@@ -12,7 +12,7 @@ from model.ops.hippo import diagonal
 from tests.properties import Alone, alone, assert_close, stream
 
 VARIANTS = [
-    {"d_state": 8, "chunk": 4},
+    {"d_state": 8, "chunk": 16},
     {"d_state": 4, "init": "legs", "discretisation": "bilinear", "chunk": 4},
 ]
 DOCUMENTS = np.array([[0, 0, 0, 1, 1, 1, 1, 2, 2], [0, 1, 1, 1, 1, 1, 1, 1, 1]])
