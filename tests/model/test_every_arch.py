@@ -1,0 +1,59 @@
+"""Does every named architecture do as a whole what its layers do alone?"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from model import archs
+from model.context import Context
+from model.decoder import Model, build
+from tests.properties import assert_close, trained_params
+
+T, WIDTH = 12, 32
+every = pytest.mark.parametrize("name", archs.names())
+
+
+def small(name: str) -> Model:
+    return build(archs.build(name, WIDTH))
+
+
+@partial(jax.jit, static_argnums=0)
+def forward(model: Model, params, tokens_BT, segments_BT=None):
+    positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1])[None], tokens_BT.shape)
+    ctx = Context(positions_BT=positions_BT, segments_BT=segments_BT, layers="scan")
+    return model(params, tokens_BT, ctx, dtype=jnp.float32)[0]
+
+
+@partial(jax.jit, static_argnums=0)
+def extend(model: Model, params, tokens_BT, state):
+    return model.extend(params, tokens_BT, state, dtype=jnp.float32)
+
+
+@every
+def test_a_prefill_and_single_steps_give_the_logits_of_the_whole_text(name: str):
+    model = small(name)
+    params = trained_params(model)
+    tokens_BT = jnp.asarray(np.random.default_rng(0).integers(0, model.spec.vocab, (2, T)))
+    state, out = model.start(2, length=T, dtype=jnp.float32), []
+    for begin, end in ((0, 7), *((t, t + 1) for t in range(7, T))):
+        logits_BTV, state = extend(model, params, tokens_BT[:, begin:end], state)
+        out.append(logits_BTV)
+    assert int(state["position"]) == T
+    assert_close(jnp.concatenate(out, axis=1), forward(model, params, tokens_BT))
+
+
+@every
+def test_a_token_changes_its_own_logits_and_later_ones_and_none_of_another_document(name: str):
+    model = small(name)
+    params = trained_params(model)
+    tokens_BT = jnp.asarray(np.random.default_rng(0).integers(0, model.spec.vocab, (2, T)))
+    segments_BT = jnp.asarray([[0] * 8 + [1] * 4, [0] * 3 + [1] * 9])
+    changed_BT = tokens_BT.at[:, 5].set((tokens_BT[:, 5] + 1) % model.spec.vocab)
+    before = forward(model, params, tokens_BT, segments_BT)
+    after = forward(model, params, changed_BT, segments_BT)
+    moved_BT = np.asarray(jnp.any(before != after, axis=-1))
+    assert not moved_BT[:, :5].any() and not moved_BT[0, 8:].any()
+    assert moved_BT[0, 5:8].all() and moved_BT[1, 5:].all()
