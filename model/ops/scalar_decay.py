@@ -89,14 +89,14 @@ def scalar_decay(
 
     between_BnJGts = sum_BnJGt.at((..., None)) - sum_BnJGt.at((..., None, slice(None)))
     between_BnJGts = jnp.exp(jnp.where(seen.within, between_BnJGts, MASKED))  # masked before exp
-    score_BnJts = _product("bnjtk,bnjsk->bnjts", q_BnJtK, k_BnJtK, float_)
+    score_BnJts = product("bnjtk,bnjsk->bnjts", q_BnJtK, k_BnJtK, float_)
     weight_BnJGts = (score_BnJts[:, :, :, None] * between_BnJGts).astype(dtype)
-    y_BnJGtM = _product("bnjgts,bnjgsm->bnjgtm", weight_BnJGts, v_BnJGtM, float_)
+    y_BnJGtM = product("bnjgts,bnjgsm->bnjgtm", weight_BnJGts, v_BnJGtM, float_)
 
     # what each chunk adds to the state at its end
     rest_BnJGt = jnp.exp(jnp.where(seen.leaving, total_BnJG1 - sum_BnJGt, MASKED))
     faded_BnJGtM = (rest_BnJGt[..., None] * v_BnJGtM).astype(dtype)
-    added_BnJGKM = _product("bnjtk,bnjgtm->bnjgkm", k_BnJtK, faded_BnJGtM, float_)
+    added_BnJGKM = product("bnjtk,bnjgtm->bnjgkm", k_BnJtK, faded_BnJGtM, float_)
     fade_BnJG11 = jnp.where(seen.kept, jnp.exp(total_BnJG1.whole), 0)[..., None]
 
     first = state_BHKM
@@ -107,7 +107,7 @@ def scalar_decay(
         last_BJGKM = added_BnJGKM[:, 0]
     else:
         before_BnJGKM, last_BJGKM = carried(first_BJGKM, fade_BnJG11, added_BnJGKM)
-        read_BnJGtM = _product("bnjtk,bnjgkm->bnjgtm", q_BnJtK, before_BnJGKM.astype(dtype), float_)
+        read_BnJGtM = product("bnjtk,bnjgkm->bnjgtm", q_BnJtK, before_BnJGKM.astype(dtype), float_)
         since_BnJGt = jnp.where(seen.entering, jnp.exp(sum_BnJGt.whole), 0)
         y_BnJGtM = y_BnJGtM + since_BnJGt[..., None] * read_BnJGtM
     y_BTHM = jnp.moveaxis(y_BnJGtM, 4, 2).reshape(B, n * c, H, M)[:, :T]
@@ -138,5 +138,5 @@ def flops(
     return (pairs / 2 if causal else pairs) + states
 
 
-def _product(form: str, a: jax.Array, b: jax.Array, dtype: Any) -> jax.Array:
+def product(form: str, a: jax.Array, b: jax.Array, dtype: Any) -> jax.Array:
     return jnp.einsum(form, a, b, preferred_element_type=dtype)
