@@ -165,6 +165,57 @@ def hybrid(d_model: int = 128, *, pattern: str = "MMM*", n_layers: int | None = 
     )
 
 
+def deltanet(d_model: int = 128) -> ModelSpec:
+    """DeltaNet (Schlag et al. 2021; Yang et al. 2024): a linear recurrence whose keys correct what
+    the memory holds for them, then SwiGLU.
+
+    Differs: heads are narrower than the paper's 128.
+    """
+    block = BlockSpec(mixer=_mixer("deltanet", d_head=_d_head(d_model)), ffn=_ffn("swiglu"))
+    return _plain("deltanet", d_model, block)
+
+
+def gated_deltanet(d_model: int = 128) -> ModelSpec:
+    """Gated DeltaNet (Yang, Kautz and Hatamizadeh 2024): the delta rule on a memory that fades, an
+    output gate, then SwiGLU.
+
+    Differs: keys and values are as wide as the model (the paper: 3/4 of it, and twice that), which
+    builds at any width.
+    """
+    mixer = _mixer("gated_deltanet", d_head=_wide_head(d_model))
+    return _plain("gated_deltanet", d_model, BlockSpec(mixer=mixer, ffn=_ffn("swiglu")))
+
+
+def rwkv7(d_model: int = 128) -> ModelSpec:
+    """RWKV-7 (Peng et al. 2025): removal, decay and writing by channel, every layer's values mixed
+    with the first one's; LayerNorm, squared ReLU.
+
+    Differs: the feed-forward layer sees its own position alone (RWKV's mixes in the one before),
+    no norm right after the embedding, muP in place of its start of embedding and readout; below
+    width 512 heads are narrower than 64, and below 128 ranks lower than 32.
+    """
+
+    def block(role: str) -> BlockSpec:
+        mixer = _mixer(
+            "rwkv7",
+            d_head=_d_head(d_model),
+            rank=_rwkv_rank(d_model, 2.5),
+            gate_rank=_rwkv_rank(d_model, 5),
+            value_residual=role,
+        )
+        return BlockSpec(mixer=mixer, ffn=_ffn("relu2"))
+
+    return ModelSpec(
+        arch="rwkv7",
+        d_model=d_model,
+        n_layers=depth(d_model),
+        first=(block("publish"),),
+        repeat=(block("mix"),),
+        norm="layernorm",
+        parametrisation=Parametrisation(output_multiplier=4.0, base_d_head=16),
+    )
+
+
 def _plain(arch: str, d_model: int, block: BlockSpec, *, n_layers: int | None = None):
     """One block over the depth, in the parametrisation of `dense`."""
     return ModelSpec(
@@ -208,6 +259,11 @@ def _wide_head(d_model: int) -> int:
     wanted = min(256, max(8, d_model / 8))
     even = [k for k in range(2, d_model + 1, 2) if d_model % k == 0]
     return min(even, key=lambda k: abs(math.log(k / wanted)), default=16)
+
+
+def _rwkv_rank(d_model: int, factor: float) -> int:
+    """The authors' suggestion: factor x sqrt D to a multiple of 32, and here at most D / 4."""
+    return min(d_model // 4, max(32, round(factor * d_model**0.5 / 32) * 32))
 
 
 def names() -> list[str]:
