@@ -72,9 +72,10 @@ def layer(spec: LayerSpec, d_model: int) -> tuple[Any, dict[str, jax.Array], Any
 def program(spec: LayerSpec, *, d_model: int, length: int, naive: bool, dtype: Any):
     """The compiled gradient of one layer at one length, and its arguments."""
     graph, params, tree = layer(spec, d_model)
+    paths = list(params)  # in the order of the tree; jit sorts a dict by key
 
     def loss(params: dict[str, jax.Array], x_BTD: jax.Array) -> jax.Array:
-        module = nnx.merge(graph, jax.tree.unflatten(tree, list(params.values())))
+        module = nnx.merge(graph, jax.tree.unflatten(tree, [params[path] for path in paths]))
         positions_BT = jnp.arange(x_BTD.shape[1])[None]
         ctx = Context(positions_BT=positions_BT, segments_BT=None, naive=naive)
         return jnp.sum(module(x_BTD, ctx)[0].astype(jnp.float32) ** 2)
