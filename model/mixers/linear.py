@@ -152,6 +152,7 @@ def extra_flops(spec: Spec, sizes: Mapping[str, int], *, seq_len: int, causal: b
         chunk=spec.chunk,
         seq_len=seq_len,
         causal=causal,
+        decays=1,
     )
 
 

@@ -115,15 +115,19 @@ def form(*, naive: bool, chunk: int) -> Callable[..., tuple[jax.Array, jax.Array
 
 
 def flops(*, heads: int, key: int, value: int, chunk: int, seq_len: int, causal: bool) -> float:
-    """Forward FLOPs per token of the products of the chunked form. The pairs of one block are no
-    products: some BLOCK x heads x key exponentials, which the count leaves out.
+    """Forward FLOPs per token of the chunked form: sums of decays in two parts, pairs of positions
+    inside a chunk, products with the state.
 
-    Half of the pairs inside a chunk are in the future; `causal` leaves them out.
+    Half of the pairs inside a chunk are in the future; `causal` leaves them out. The pairs of one
+    block are two products and a sum a channel; their exponentials are not counted.
     """
     c = min(chunk, seq_len)
-    pairs = 2.0 * c * heads * ((key if c > BLOCK else 0) + value)
+    block = min(BLOCK, c)
+    decays = 4.0 * c * heads * key
+    scores = (2.0 * c if c > block else 0.0) * heads * key + 3.0 * block * heads * key
+    inside = decays + scores + 2.0 * c * heads * value
     states = 4.0 * heads * key * value if c < seq_len else 0.0
-    return (pairs / 2 if causal else pairs) + states
+    return (inside / 2 if causal else inside) + states
 
 
 def _between_blocks(

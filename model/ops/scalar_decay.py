@@ -126,16 +126,25 @@ def empty_state(q_BTJK: jax.Array, v_BTHM: jax.Array) -> jax.Array:
 
 
 def flops(
-    *, groups: int, heads: int, key: int, value: int, chunk: int, seq_len: int, causal: bool
+    *,
+    groups: int,
+    heads: int,
+    key: int,
+    value: int,
+    chunk: int,
+    seq_len: int,
+    causal: bool,
+    decays: int,
 ) -> float:
-    """Forward FLOPs per token of the chunked form: products inside chunks, then with the state.
+    """Forward FLOPs per token of the chunked form: sums of `decays` decays in two parts, pairs of
+    positions inside a chunk, products with the state.
 
     Half of the pairs inside a chunk are in the future; `causal` leaves them out.
     """
     c = min(chunk, seq_len)
-    pairs = 2.0 * c * (groups * key + heads * value)
+    inside = 2.0 * c * (groups * key + heads * value) + 4.0 * c * decays
     states = 4.0 * heads * key * value if c < seq_len else 0.0
-    return (pairs / 2 if causal else pairs) + states
+    return (inside / 2 if causal else inside) + states
 
 
 def product(form: str, a: jax.Array, b: jax.Array, dtype: Any) -> jax.Array:
