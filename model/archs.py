@@ -133,6 +133,17 @@ def lightning(d_model: int = 128) -> ModelSpec:
     return _plain("lightning", d_model, block)
 
 
+def gla(d_model: int = 128) -> ModelSpec:
+    """Gated linear attention (Yang et al. 2024): each key channel forgets at a rate of the input's;
+    keys of half the width, a swish gate.
+
+    Differs: heads of d_model / 8, at most 256, where the paper has four at every width.
+    """
+    d_head = _wide_head(d_model)
+    block = BlockSpec(mixer=_mixer("gla", d_head=d_head, d_key=d_head // 2), ffn=_ffn("swiglu"))
+    return _plain("gla", d_model, block)
+
+
 def ssd(d_model: int = 128) -> ModelSpec:
     """Mamba-2 (Dao and Gu 2024): its blocks alone, twice as many as a decoder's, since each has
     half of the parameters of attention and a feed-forward layer.
@@ -230,6 +241,36 @@ def _plain(arch: str, d_model: int, block: BlockSpec, *, n_layers: int | None = 
 def _ssd_block(d_model: int) -> BlockSpec:
     state = min(128, max(16, d_model // 2))  # 128 is the paper's; what is below it is a guess
     return BlockSpec(mixer=_mixer("ssd", d_head=_d_head(2 * d_model), d_state=state), ffn=None)
+
+
+def lact(d_model: int = 128) -> ModelSpec:
+    """LaCT (Zhang et al. 2025): windowed attention beside four fast-weight heads, which take a
+    gradient step on the keys and values after every 64 positions.
+
+    Differs: the paper steps every 2048 positions behind a window as long, with step sizes that
+    start at 1e-3; 64, and 1e-2 for its shorter sums, are guesses for texts of a few hundred
+    positions. The paper's best models orthogonalise each step (`muon`), which is off here: it costs
+    more than the reading at steps this frequent.
+    """
+    block = BlockSpec(
+        mixer=_mixer(
+            "lact",
+            d_head=_d_head(d_model),
+            d_fast=d_model // 4,
+            update_every=64,
+            window=64,
+            rate=1e-2,
+            chunk=64,
+        ),
+        ffn=_ffn("swiglu"),
+    )
+    return ModelSpec(
+        arch="lact",
+        d_model=d_model,
+        n_layers=depth(d_model),
+        repeat=(block,),
+        parametrisation=Parametrisation(output_multiplier=4.0, base_d_head=16),
+    )
 
 
 def _mixer(kind: str, **knobs):
