@@ -29,6 +29,12 @@ class Init(ABC):
     ) -> np.ndarray:
         """An array of `shape`, of any float type."""
 
+    def stream(self, path: str) -> str:
+        """The name of the random stream: a parameter's own path. Parameters that are parts of one
+        draw give the same name, and each makes the whole draw again.
+        """
+        return path
+
 
 @dataclass(frozen=True)
 class Constant(Init):

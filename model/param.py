@@ -196,8 +196,8 @@ def initial(declaration: Declaration, seed: int) -> np.ndarray:
     """The initial value, float32, drawn on the host.
 
     The stream is keyed by (seed, path, layer), so a value depends on no other parameter, no mesh
-    and no platform. On the host because a compiled initialiser costs a second a shape, more than
-    the training step itself.
+    and no platform. An Init may name another stream than its path's. On the host because a
+    compiled initialiser costs a second a shape, more than the training step itself.
     """
     init, std = declaration.init, declaration.scaling.std
     if init == "zeros" or (init == "normal" and std == 0):
@@ -206,7 +206,8 @@ def initial(declaration: Declaration, seed: int) -> np.ndarray:
         return np.ones(declaration.shape, np.float32)
     stacked = declaration.dims[0] == "Z"
     shape = declaration.shape[1:] if stacked else declaration.shape
-    name = zlib.crc32(declaration.path.encode())
+    named = init.stream(declaration.path) if isinstance(init, Init) else declaration.path
+    name = zlib.crc32(named.encode())
     out = np.empty((len(declaration.layers) if stacked else 1, *shape), np.float32)
     for z in range(len(out)):
         stream = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, name, z])))
