@@ -273,6 +273,33 @@ def lact(d_model: int = 128) -> ModelSpec:
     )
 
 
+def s4(d_model: int = 128) -> ModelSpec:
+    """S4: HiPPO-LegS as diagonal plus rank one, a state space in every channel (Gu et al. 2021).
+
+    Differs from the paper: RMSNorm and a SwiGLU layer after each mixer as in `dense`, muP for all
+    but poles and steps, 32 dimensions of state and not 64: the kernel's cost has their cube.
+    """
+    return _plain("s4", d_model, BlockSpec(mixer=_mixer("s4", d_state=32), ffn=_ffn("swiglu")))
+
+
+def s4d(d_model: int = 128) -> ModelSpec:
+    """S4D-Lin: S4 with a diagonal state matrix and held inputs (Gu et al. 2022).
+
+    Differs from the paper: RMSNorm and a SwiGLU layer after each mixer as in `dense`, muP for all
+    but poles and steps.
+    """
+    return _plain("s4d", d_model, BlockSpec(mixer=_mixer("s4d"), ffn=_ffn("swiglu")))
+
+
+def monarch(d_model: int = 128) -> ModelSpec:
+    """Monarch Mixer, causal: gated long convolution, projections of D^1.5 weights (Fu et al. 2023).
+
+    Differs from the paper: RMSNorm and the SwiGLU layer of `dense`, where it has block-diagonal
+    ones; muP, which takes a fan-in of sqrt D for one of 1 or D.
+    """
+    return _plain("monarch", d_model, BlockSpec(mixer=_mixer("monarch"), ffn=_ffn("swiglu")))
+
+
 def _mixer(kind: str, **knobs):
     return resolve(kind, room="mixers").Spec(**knobs)
 

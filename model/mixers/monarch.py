@@ -4,8 +4,8 @@ Fu et al. 2023 (arXiv 2310.12109). The filter is a small network of the lag (Pol
 an exponential window. The convolution is a product of polynomials, evaluated and interpolated by
 Monarch matrices (model/ops/monarch.py); causal because powers of degree t answer for position t,
 not by a mask. Projections may be Monarch matrices too: D^1.5 weights instead of D^2. Differs from
-the paper's code: `max_len` and not the sequence's length is the unit of the lag, so a prefix has the
-same filter; the filter is scaled to unit energy under its window; no biases but the filter's.
+the paper's code: `max_len` and not the sequence's length is the unit of the lag, so a prefix has
+the same filter; the filter is scaled to unit energy under its window; no biases but the filter's.
 """
 
 import math
@@ -41,7 +41,9 @@ INPUTS = ("first", "second", "value")  # the paper's x1, x2, v
 @dataclass(frozen=True, kw_only=True, config=SPEC)
 class Spec(LayerSpec):
     kind: Literal["monarch"] = "monarch"  # pyright: ignore[reportIncompatibleVariableOverride]
-    causal: bool = True  # False: a second filter for the positions after; such a mixer cannot decode
+    causal: bool = (
+        True  # False: a second filter for the positions after; such a mixer cannot decode
+    )
     projection: Literal["monarch", "dense"] = "monarch"
     transform: Literal["fft", "monarch"] = "fft"
     taps: int = Field(default=3, ge=1, le=64)
@@ -151,7 +153,9 @@ class Layer(nnx.Module):
 
     def start(self, rows: int, *, length: int, dtype: Any) -> State:
         if not self.spec.causal:
-            raise ValueError("a Monarch mixer that sees later positions cannot decode; write causal true")
+            raise ValueError(
+                "a Monarch mixer that sees later positions cannot decode; write causal true"
+            )
         D, W = self.skip.decl.shape[-1], self.spec.taps
         state = {f"{name}_BWD": jnp.zeros((rows, W - 1, D), dtype) for name in INPUTS}
         return {"u_BSD": jnp.zeros((rows, length, D), dtype), **state}
@@ -208,8 +212,8 @@ def _short(x_BTD: jax.Array, weight_WD: jax.Array, segments_BT: jax.Array | None
 
 
 def extra_flops(spec: Spec, sizes: Mapping[str, int], *, seq_len: int, causal: bool) -> float:
-    """Forward FLOPs per token outside parameter products: the convolution, each way. The filter, one
-    for all rows of a batch, is not counted.
+    """Forward FLOPs per token outside parameter products: the convolution, each way. The
+    filter, one for all rows of a batch, is not counted.
     """
     once = long_convolution_flops(seq_len, transform=TRANSFORMS[spec.transform])
     return sizes["D"] * once * (1 if spec.causal else 2)

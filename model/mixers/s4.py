@@ -58,12 +58,12 @@ class Legs(Init):
     def __call__(self, rng, shape, place):
         lam_N, p_N, b_N = legs_diagonal_plus_rank_one(2 * shape[-1])
         values_N = {
-            "log_decay": np.log(-lam_N.real),
-            "frequency": lam_N.imag,
-            "p_re": p_N.real,
-            "p_im": p_N.imag,
-            "b_re": b_N.real,
-            "b_im": b_N.imag,
+            "log_decay": np.log(-np.real(lam_N)),
+            "frequency": np.imag(lam_N),
+            "p_re": np.real(p_N),
+            "p_im": np.imag(p_N),
+            "b_re": np.real(b_N),
+            "b_im": np.imag(b_N),
         }[self.part]
         return np.broadcast_to(values_N, shape)
 

@@ -62,7 +62,7 @@ class Pole(Init):
 
     def __call__(self, rng, shape, place):
         a_N, _ = diagonal(self.init, 2 * shape[-1])
-        values_N = np.log(-a_N.real) if self.part == "log_decay" else a_N.imag
+        values_N = np.log(-np.real(a_N)) if self.part == "log_decay" else np.imag(a_N)
         return np.broadcast_to(values_N, shape)
 
 

@@ -2,8 +2,9 @@
 
 A pair of positions s < t meets once: where halving the sequence parts them, in the first half and
 the second half of one span. So each halving is one cyclic convolution of its spans, from first
-halves to second ones, and short spans sum lag by lag: T log^2 T for every channel, a future position
-and another document are never touched (one transform of the whole would leave its rounding there).
+halves to second ones, and short spans sum lag by lag: T log^2 T for every channel, and a future
+position or another document is never touched (one transform of the whole leaves its rounding
+there).
 """
 
 import math
@@ -85,9 +86,7 @@ def naive_long_convolution(
     return jnp.einsum("tsd,bts,bsd->btd", toeplitz_TSD, same_BTS.astype(u_BTD.dtype), u_BTD)
 
 
-def short_spans(
-    u_BTD: jax.Array, kernel_CD: jax.Array, segments_BT: jax.Array | None
-) -> jax.Array:
+def short_spans(u_BTD: jax.Array, kernel_CD: jax.Array, segments_BT: jax.Array | None) -> jax.Array:
     """Convolution inside each span of C positions by itself, lag by lag; C divides T."""
     B, T, D = u_BTD.shape
     C = kernel_CD.shape[0]
@@ -125,7 +124,7 @@ def _across(
     """
     B, D, T = u_BDT.shape
     n = T // (2 * half)
-    first_BDNC = u_BDT.reshape(B, D, n, 2, half)[..., 0, :]
+    first_BDNC, passes = u_BDT.reshape(B, D, n, 2, half)[..., 0, :], None
     if segments_BT is not None:
         s_BNC = segments_BT.reshape(B, 1, n, 2, half)
         passes = s_BNC == s_BNC[..., :1, -1:]  # the document that ends the first half
@@ -134,7 +133,7 @@ def _across(
     kernel = transform.forward(kernel_DT[:, None, : 2 * half])
     product = transform.forward(padded) * kernel
     second_BDNC = transform.inverse(product, 2 * half)[..., half:]
-    if segments_BT is not None:
+    if passes is not None:
         second_BDNC = jnp.where(passes[..., 1, :], second_BDNC, 0)
     both = jnp.stack([jnp.zeros_like(second_BDNC), second_BDNC], axis=-2)
     return both.reshape(B, D, T)

@@ -26,7 +26,7 @@ def discretise(
 
 
 def powers(decay_DN: jax.Array, length: int) -> jax.Array:
-    """decay^l for l < length, by doubling: the error grows with log l, that of exp(l log) with l."""
+    """decay^l for l < length, by doubling: products, and no logarithm with its branches."""
     out_TDN, next_DN = jnp.ones((1, *decay_DN.shape), decay_DN.dtype), decay_DN
     while out_TDN.shape[0] < length:
         out_TDN = jnp.concatenate([out_TDN, out_TDN * next_DN])
@@ -107,13 +107,14 @@ def _chunks(u_BTD, decay_DN, weight_DN, segments_BT, before_B, *, size, state_BD
     power_CDN = powers(decay_DN, size + 1)
     kernel_CD = 2 * jnp.sum((weight_DN * power_CDN[:size]).real, axis=-1)
     y_BTD = short_spans(u_BTD, kernel_CD, segments_BT)
-    into_BGCD = u_BTD.reshape(B, n, size, D)
+    into_BGCD, out_BGC = u_BTD.reshape(B, n, size, D), None
     if segments_BT is not None:
         s_BGC = segments_BT.reshape(B, n, size)
         last_BG = s_BGC[:, :, -1]
         before_BG = jnp.concatenate([before_B[:, None], last_BG[:, :-1]], axis=1)
         into_BGCD = jnp.where((s_BGC == last_BG[..., None])[..., None], into_BGCD, 0)
         keep_GB = (last_BG == before_BG).T
+        out_BGC = s_BGC == before_BG[..., None]
     else:
         keep_GB = jnp.ones((n, B), bool)
     made_GBDN = _complex(
@@ -133,8 +134,8 @@ def _chunks(u_BTD, decay_DN, weight_DN, segments_BT, before_B, *, size, state_BD
     read_CDN = weight_DN * power_CDN[1:]
     # 2 Re(w x) as a product of reals: (w_re, -w_im) . (x_re, x_im)
     y_BGCD = 2 * jnp.einsum("gbdn,cdn->bgcd", _real(entry_GBDN), _real(read_CDN.conj()))
-    if segments_BT is not None:
-        y_BGCD = jnp.where((s_BGC == before_BG[..., None])[..., None], y_BGCD, 0)
+    if out_BGC is not None:
+        y_BGCD = jnp.where(out_BGC[..., None], y_BGCD, 0)
     return y_BTD + y_BGCD.reshape(B, T, D), state_BDN
 
 

@@ -1,4 +1,4 @@
-"""Is the Monarch mixer what its paper says? A float64 reference in loops, and the algebra behind it:
+"""Is the Monarch mixer what its paper says? A float64 reference in loops, and the algebra behind:
 evaluation by Monarch matrices, causal because of degrees.
 """
 
@@ -14,9 +14,10 @@ from model.ops.monarch import factors, monarch_dft, monarch_inverse
 from tests.properties import Alone, alone, assert_close, sensitivity, stream
 
 SMALL = {"d_filter": 8, "filter_layers": 2, "max_len": 16, "sine": 2.0}
+# the compiler counts a real transform at 3 times 2.5 n log2 n: its count is compared for the other
 VARIANTS = [
-    {**SMALL, "transform": "fft"},
-    {**SMALL, "transform": "monarch", "projection": "dense"},
+    {**SMALL, "transform": "monarch"},
+    {**SMALL, "transform": "fft", "projection": "dense"},
 ]
 DOCUMENTS = np.array([[0, 0, 0, 1, 1, 1, 1, 2, 2], [0, 1, 1, 1, 1, 1, 1, 1, 1]])
 Arrays = dict[str, np.ndarray]
@@ -42,7 +43,9 @@ def kernel(p: Arrays, name: str, spec: Spec, lag: int, D: int) -> np.ndarray:
         h = h @ p[f"{name}.weight{i}"] + p[f"{name}.bias{i}"]
         h = np.sin(spec.sine * p[f"{name}.sine"] * h)
     rate = np.linspace(math.log(100) / 1.5, math.log(100) / 0.3, D)
-    return (h @ p[f"{name}.out"]) * np.exp(-rate * t) * np.sqrt(1 - np.exp(-2 * rate / spec.max_len))
+    return (
+        (h @ p[f"{name}.out"]) * np.exp(-rate * t) * np.sqrt(1 - np.exp(-2 * rate / spec.max_len))
+    )
 
 
 def reference(layer: Alone, x_BTD: np.ndarray, segments_BT: np.ndarray, spec: Spec) -> np.ndarray:
@@ -108,7 +111,7 @@ def test_a_monarch_projection_is_a_full_matrix_of_fewer_numbers():
         assert a * b == n and a <= b <= 2 * a
 
 
-# -- the algebra: y = M^-1 (M u * M k) with M an evaluation of polynomials, in float64 ----------------
+# -- the algebra: y = M^-1 (M u * M k) with M an evaluation of polynomials, in float64 -------------
 
 
 def evaluation(degrees_NN: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Is S4 what its papers say? A float64 reference of dense matrices, and what a length may change."""
+"""Is S4 what its papers say? A float64 reference of dense matrices, and what a length changes."""
 
 import math
 
@@ -10,7 +10,8 @@ from model.mixers.s4 import Spec
 from model.ops.hippo import legs
 from tests.properties import Alone, alone, assert_close, stream
 
-VARIANTS = [{"d_state": 8}, {"d_state": 4, "step_min": 0.05, "step_max": 0.5}]
+# the first so small that the kernel, which is not counted per token, is small beside the products
+VARIANTS = [{"d_state": 4, "step_min": 0.05, "step_max": 0.5}, {"d_state": 8}]
 DOCUMENTS = np.array([[0, 0, 0, 1, 1, 1, 1, 2, 2], [0, 1, 1, 1, 1, 1, 1, 1, 1]])
 
 

@@ -1,4 +1,4 @@
-"""Is S4D what its paper says? A float64 recurrence with a loop for every index, and its decoding."""
+"""Is S4D what its paper says? A float64 recurrence in loops, where it starts, its decoding."""
 
 import math
 
@@ -92,11 +92,7 @@ def test_a_step_that_vanishes_leaves_the_skip_alone():
     x_BTD = stream(1, 9, 32)
 
     def hidden(log_step: float) -> np.ndarray:
-        return np.asarray(
-            layer.apply(
-                {**layer.params, "log_step": jnp.full(32, log_step)}, x_BTD
-            )
-        )
+        return np.asarray(layer.apply({**layer.params, "log_step": jnp.full(32, log_step)}, x_BTD))
 
     p = {k: np.asarray(v, np.float64) for k, v in layer.params.items()}
     h_BTD = np.asarray(jax.nn.gelu(jnp.asarray(p["skip"] * np.asarray(x_BTD))))
