@@ -72,7 +72,7 @@ def test_gradient_and_objective_match_finite_differences_of_numpy(noisy):
         return huber + (precision * (t - mean) ** 2).sum() / 2
 
     with jax.enable_x64(True):
-        value, gradient, *_ = _terms(
+        (value, gradient, *_), _ = _terms(
             theta, y, weights, delta, mean, precision, seen, where.centre,
             np.stack(where.bound), LAW,
         )  # fmt: skip
