@@ -34,7 +34,7 @@ from train.record import write_json
 
 FULL = {"budgets": (1e10, 3e10, 9e10), "widths": (16, 24, 32), "seeds": (0, 1, 2)}
 TINY = {
-    "budgets": (2e9, 4e9, 8e9),
+    "budgets": (6e9, 1.2e10, 2.4e10),
     "widths": (16, 24),
     "seeds": (0, 1),
     "task_width": 32,

@@ -1,0 +1,90 @@
+"""Does the zoo report what its runs found, and say what is missing?"""
+
+import math
+
+import numpy as np
+import pytest
+
+from benchmarks import zoo_page
+from benchmarks.zoo_plan import Zoo, by_arch, plans, tasks
+from benchmarks.zoo_results import _at_budget, _task, gather, interval
+from sweeps.launch.local import sweep
+from train.loop import train
+
+
+def row(**more):
+    return {"task": "text", "budget": 1e9, "d_model": 16, "lr": 0.01, "status": "done", **more}
+
+
+def test_the_interval_is_students_and_one_seed_has_none():
+    values = [2.0, 2.3, 2.6]
+    found = interval(values)
+    half = 4.302652729911275 * np.std(values, ddof=1) / math.sqrt(3)  # t of 2 degrees, 97.5 %
+    assert found["mean"] == pytest.approx(2.3) and found["n"] == 3
+    assert found["hi"] - 2.3 == pytest.approx(half) == pytest.approx(2.3 - found["lo"])
+    assert interval([2.0]) == {"n": 1, "mean": 2.0, "lo": None, "hi": None}
+    assert interval([])["mean"] is None
+
+
+def test_diverged_runs_are_counted_and_a_width_with_fewer_seeds_does_not_win():
+    rows = [row(loss=2.0), row(loss=2.2), row(loss=0.1, budget=2e9)]
+    rows += [row(d_model=32, loss=1.0), row(d_model=32, status="diverged", loss=None)]
+    found = _at_budget(rows, 1e9)
+    assert (found["d_model"], found["losses"]) == (16, [2.0, 2.2])
+    assert found["ended"] == {"diverged": 1}
+    nothing = _at_budget([row(status="diverged")], 1e9)
+    assert nothing["mean"] is None and nothing["ended"] == {"diverged": 1}
+
+
+def test_a_task_reports_its_best_learning_rate():
+    rows = [row(lr=lr, accuracy=a) for lr, a in ((0.1, 0.4), (0.1, 0.6), (0.2, 0.9), (0.2, 0.3))]
+    assert _task(rows)["lr"] == 0.2 and _task(rows)["mean"] == pytest.approx(0.6)
+
+
+def test_every_architecture_has_the_same_flops_seeds_and_steps():
+    zoo = Zoo(archs=("dense", "gpt2"), budgets=(8e9, 2e10), tasks=tasks(10, (0.01,)))
+    text, task, left_out = plans(zoo)
+    assert text is not None and task is not None and not left_out
+    for plan in (text, task):
+        ours = by_arch(plan)
+        assert set(ours) == {"dense", "gpt2"} and len(set(map(len, ours.values()))) == 1
+    for run in text.runs:
+        assert run.labels["achieved_flops"] == pytest.approx(run.labels["budget"], rel=0.01)
+    assert len({(r.labels["task"], r.spec.steps) for r in task.runs}) == len(zoo.tasks)
+
+
+def test_the_page_is_made_from_the_run_directories_and_names_what_is_missing(root):
+    zoo = Zoo(
+        archs=("dense", "gpt2"),
+        budgets=(2e9,),
+        widths=(16,),
+        seeds=(0,),
+        tasks={"parity": tasks(4, (0.01,))["parity"]},
+        task_width=16,
+    )
+    text, task, left_out = plans(zoo)
+    assert not left_out
+    assert text is not None and task is not None
+    assert sweep(text, root, workers=1, show=False).exit_status == 0
+    train(by_arch(task)["dense"][0].spec, root=root)
+    found = gather(zoo, text, task, root=root, say=lambda _: None)
+    one = found["dense"]["text"]["2e+09"]
+    assert one["losses"] == [found["dense"]["runs"][0]["loss"]] and one["losses"][0] > 0
+    assert "law" in found["dense"] and "finished runs" in found["dense"]["law"]["reason"]
+    assert found["gpt2"]["tasks"]["parity"]["ended"] == {"not run": 1}
+    machine = {"cpus": 1, "processor": "p", "device": "cpu", "python": "3", "versions": {}}
+    value = {
+        "archs": found,
+        "machine": machine,
+        "commits": [],
+        "modified": False,
+        "ends": {"done": 3},
+        "command": "zoo",
+        "convention": "causal_attn",
+        "left_out": {"nothing": "of this name"},
+    }
+    text_page = zoo_page.page(value, zoo, figure="zoo.svg")
+    assert f"{one['losses'][0]:.4f} (16)" in text_page and "1 not run" in text_page
+    assert "**nothing** is left out: of this name" in text_page
+    figure = zoo_page.draw(value, zoo, root / "zoo.svg")
+    assert "validation loss" in figure.read_text()
