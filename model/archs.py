@@ -339,6 +339,35 @@ def monarch(d_model: int = 128) -> ModelSpec:
     return _plain("monarch", d_model, BlockSpec(mixer=_mixer("monarch"), ffn=_ffn("swiglu")))
 
 
+def elastic_span(d_model: int = 128) -> ModelSpec:
+    """`dense` with a mixture of spans (MoA, Fu et al. 2024): of every two heads one sees an eighth
+    of 1024 positions and one half of them, in blocks of 64, and all see the first block.
+
+    Differs: trained with from the start, where the paper prunes a trained model; these two rules
+    are a guess, a plan from importances (`model/elastic_plan.py`) replaces them.
+    """
+    from model.mixers.elastic_span import Rule
+
+    d_head = _d_head(d_model)
+    rules = (Rule(beta=0.125), Rule(beta=0.5))
+    block = BlockSpec(
+        mixer=_mixer(
+            "elastic_span",
+            d_head=d_head,
+            qk_norm=True,
+            rules=rules if d_model // d_head % 2 == 0 else rules[1:],
+        ),
+        ffn=_ffn("swiglu"),
+    )
+    return ModelSpec(
+        arch="elastic_span",
+        d_model=d_model,
+        n_layers=depth(d_model),
+        repeat=(block,),
+        parametrisation=Parametrisation(output_multiplier=4.0, base_d_head=16),
+    )
+
+
 def _mixer(kind: str, **knobs):
     return resolve(kind, room="mixers").Spec(**knobs)
 
