@@ -58,16 +58,16 @@ def run(args: argparse.Namespace) -> int:
     text, task, left_out = plans(zoo)
     made = [plan for plan in (text, task) if plan is not None]
     for arch, why in left_out.items():
-        print(f"left out: {arch}: {why}")
+        _say(f"left out: {arch}: {why}")
     if not made:
         raise InputError("--archs", ",".join(zoo.archs), "nothing can be run; see above")
 
     # Cost
-    measured = measure(zoo, made, root=root, say=print)
+    measured = measure(zoo, made, root=root, say=_say)
     workers = args.workers or len(machine.cores())
     seconds = estimate(made, measured, workers=workers)
     for plan in made:
-        print(f"{plan.name}: {len(plan.runs)} runs, about {seconds[plan.name] / 60:.0f} minutes")
+        _say(f"{plan.name}: {len(plan.runs)} runs, about {seconds[plan.name] / 60:.0f} minutes")
     if args.estimate:
         return 0
 
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
             return 130
 
     # Page
-    found = gather(zoo, text, task, root=root, say=print)
+    found = gather(zoo, text, task, root=root, say=_say)
     for arch in found:
         if arch not in left_out:
             found[arch]["cost"] = measured.get(shape_key(zoo.reference_run(arch)), {})
@@ -90,8 +90,12 @@ def run(args: argparse.Namespace) -> int:
     zoo_page.draw(value, zoo, figure)
     page = zoo_page.page(value, zoo, figure=f"figures/{figure.name}")
     (docs / f"{zoo.out}.md").write_text(page)
-    print(f"{docs / zoo.out}.md")
+    _say(f"{docs / zoo.out}.md")
     return 0
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)  # a log is read while it grows
 
 
 def _value(
@@ -136,7 +140,7 @@ def _zoo(args: argparse.Namespace) -> Zoo:
         base["seeds"] = tuple(range(args.seeds))
     steps = args.task_steps if args.task_steps is not None else 100 if args.tiny else 1000
     lrs = tuple(float(x) for x in args.task_lrs.split(","))
-    chosen = tasks(steps, lrs) if steps else {}
+    chosen = tasks(steps, lrs, pairs=args.pairs) if steps else {}
     if args.tasks is not None:
         unknown = [name for name in args.tasks.split(",") if name and name not in chosen]
         if unknown:
@@ -155,7 +159,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, metavar="N", help="(default: 3)")
     parser.add_argument("--tasks", metavar="A,B", help="of recall, parity, s3; '' leaves them out")
     parser.add_argument("--task-steps", type=int, metavar="N", help="(default: 1000)")
-    parser.add_argument("--task-lrs", default="0.002,0.004", metavar="A,B", help="the best counts")
+    parser.add_argument("--task-lrs", default="0.004", metavar="A,B", help="the best counts")
+    parser.add_argument("--pairs", type=int, default=4, metavar="N", help="of recall (default: 4)")
     parser.add_argument("--tiny", action="store_true", help="to see that it works; writes zoo_tiny")
     parser.add_argument("--estimate", action="store_true", help="measure, say how long, and stop")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")

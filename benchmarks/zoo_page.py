@@ -73,13 +73,15 @@ def page(value: dict[str, Any], zoo: Zoo, *, figure: str) -> str:
             f"steps"
             for n, t in zoo.tasks.items()
         )
-        lrs = ", ".join(f"{lr:g}" for t in list(zoo.tasks.values())[:1] for lr in t.lrs)
+        lrs = [f"{lr:g}" for lr in next(iter(zoo.tasks.values())).lrs]
+        rate = f"learning rate {lrs[0]}"
+        if len(lrs) > 1:
+            rate = f"the best of learning rates {', '.join(lrs)} (chosen by the same seeds)"
         parts += [
             "## Recall and state tracking",
             "",
             f"Accuracy on the answers of held-out rows at width {zoo.task_width} after equal "
-            f"steps, mean over seeds with its interval, at the better of the learning rates {lrs} "
-            f"(chosen by the same seeds). {told}.",
+            f"steps, mean over seeds with its interval, at {rate}. {told}.",
             "",
             f"| architecture | {tasks} | not done |",
             f"|---|{'---|' * (len(zoo.tasks) + 1)}",
