@@ -319,6 +319,7 @@ def size(args: argparse.Namespace) -> int:
     """
     from analysis.artefact import read_fit
     from analysis.devices import parse
+    from analysis.serve_options import parse_answers, parse_serve
     from sweeps.sized import sized
 
     for flag in ("mfu", "dollars_per_hour"):
@@ -328,10 +329,14 @@ def size(args: argparse.Namespace) -> int:
     if args.out is not None and not args.out.parent.is_dir():
         raise InputError("--out", str(args.out), f"no folder {args.out.parent}; make it first")
     read = read_fit(args.fit)
+    serve = parse_serve(args.serve) if args.serve else None
+    answers = parse_answers(args.pass_rates, serve) if args.pass_rates else None
     found = sized(
         read,
         flops=args.flops,
         inference_tokens=args.inference_tokens,
+        inference=None if answers else serve,
+        answers=answers,
         devices=parse(args.devices, mfu=args.mfu, dollars_per_hour=args.dollars_per_hour)
         if args.devices
         else None,
@@ -566,6 +571,16 @@ def parser() -> Parser:
     one.add_argument("fit", metavar="fit.json")
     one.add_argument("--flops", type=_number, required=True, metavar="C", help="the budget")
     one.add_argument("--inference-tokens", type=_number, metavar="T", help="served over its life")
+    one.add_argument(
+        "--serve",
+        metavar="K=X,...",
+        help="prefill=,decode=,prefill_mfu=,decode_mfu= or requests=,prompt=,output=,aspect=",
+    )
+    one.add_argument(
+        "--pass-rates",
+        metavar="K=X,...",
+        help="intercept=,slope=,size=: train and answer (--serve) within --flops",
+    )
     one.add_argument("--devices", metavar="KIND:COUNT", help="as in h100:1024")
     one.add_argument("--mfu", type=_number, help="fraction of peak (default: assumed, and said)")
     one.add_argument("--dollars-per-hour", type=_number, metavar="X", help="of one device")

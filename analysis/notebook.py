@@ -76,6 +76,7 @@ class Fitted:
         flops: float,
         *,
         inference_tokens: float | None = None,
+        serve: str | None = None,
         unique_tokens: float | None = None,
         devices: str | None = None,
         mfu: float | None = None,
@@ -84,11 +85,13 @@ class Fitted:
         level: float | None = None,
         anyway: bool = False,
     ) -> Answer:
-        """What a budget should buy; `devices` as in h100:1024, `at` the law's other inputs.
+        """What a budget should buy; `devices` as in h100:1024, `serve` as in prefill=3e12,
+        decode=1e12,prefill_mfu=0.5,decode_mfu=0.1, `at` the law's other inputs.
         Learning rate, batch and the run itself are `ladder size`'s, which knows the family."""
         from analysis.devices import parse
         from analysis.plan_figure import plan_figure
         from analysis.planner import size
+        from analysis.serve_options import parse_serve
 
         if devices is None and (mfu is not None or dollars_per_hour is not None):
             raise InputError("mfu", mfu or dollars_per_hour, "name devices too, as in h100:1024")
@@ -96,11 +99,27 @@ class Fitted:
         found = size(
             self.value, flops, inference_tokens=inference_tokens, devices=machines,
             unique_tokens=unique_tokens, fixed=at, level=level, anyway=anyway,
+            inference=parse_serve(serve) if serve else None,
         )  # fmt: skip
         return Answer(
             found, found.to_json(), found.text(), _html.sizing(found),
             lambda: plan_figure(self.value, found),
         )  # fmt: skip
+
+    def answers(
+        self, flops: float, *, serve: str, pass_rates: str, level: float | None = None
+    ) -> Answer:
+        """N, D and answers a request of the highest coverage where training and serving share
+        `flops`: `serve` as in requests=1e9,prompt=1000,output=500,aspect=64, `pass_rates` as in
+        intercept=6,slope=-3,size=2."""
+        from analysis.serve_options import parse_answers, parse_serve
+        from analysis.serving import serving_plan
+
+        made = parse_answers(pass_rates, parse_serve(serve))
+        found = serving_plan(
+            self.value, made.link, made.cost, flops=flops, most=made.most, level=level
+        )
+        return Answer(found, found.to_json(), found.text(), _html.lines(found.text()))
 
     def backtest(self) -> Answer:
         """The rolling hold-outs that the fit made."""

@@ -23,7 +23,7 @@ def plan_figure(fit: Fit, sizing: Sizing) -> Figure:
     """Left: loss along the budget, interval for one run, optimum and choice. Right: expected
     regret of each size and its upper quantile, in per cent of the loss. Shaded: the flat region."""
     line = budget_line(fit, sizing.flops, fixed=_named(fit, sizing))
-    ends = [sizing.flat["N_lo"], sizing.flat["N_hi"], sizing.regret["N"]]
+    ends = [sizing.flat["N_lo"], sizing.flat["N_hi"], sizing.regret["N"], sizing.chosen["N"]]
     if sizing.known:
         ends += [sizing.N["lo"], sizing.N["hi"]]
     N = np.geomspace(min(ends) / MARGIN, max(ends) * MARGIN, POINTS)

@@ -44,6 +44,7 @@ def size(
     devices: Devices | None = None,
     unique_tokens: float | None = None,
     fixed: Mapping[str, float | str] | None = None,
+    decided: tuple[float, str] | None = None,
     level: float | None = None,
     anyway: bool = False,
 ) -> Sizing:
@@ -52,10 +53,13 @@ def size(
 
     `inference_tokens`: served over the model's life at 2 N FLOPs each; `inference`: a cost of
     serving instead. `unique_tokens`: all the data there are. `fixed`: values of the law's inputs
-    besides N and D. `level` of all intervals; default the fit's.
+    besides N and D. `decided`: the N to train where something else has chosen it, and what.
+    `level` of all intervals; default the fit's.
     """
     line = budget_line(fit, flops, fixed=fixed, unique_tokens=unique_tokens)
     demand = _demand(inference_tokens, inference)
+    if decided is not None and demand is not None:
+        raise InputError("--inference-tokens", inference_tokens, f"leave it out: {decided[1]}")
     rejected = fit.lack_of_fit["verdict"] == REJECTED
     if rejected and not anyway:
         raise InputError(
@@ -74,7 +78,9 @@ def size(
     flat = flat if len(flat) else np.array([N])
     regret = _regret(line, N, L_S, loss_SG, level)
     serving = None if demand is None else _serving(line, N_S, L_S, demand, level)
-    if serving is None:
+    if decided is not None:
+        chosen = {"N": decided[0], "D": float(line.tokens(decided[0])), "rule": decided[1]}
+    elif serving is None:
         chosen = {"N": regret["N"], "D": regret["D"], "rule": "least expected regret"}
     else:
         chosen = {"N": serving["N"], "D": serving["D"], "rule": "least training and inference"}

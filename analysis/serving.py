@@ -82,11 +82,12 @@ def serving_plan(
     flops: float,
     most: float = 1e5,
     fixed: Mapping[str, float | str] | None = None,
+    unique_tokens: float | None = None,
     level: float | None = None,
 ) -> ServingPlan:
     """The N, D and k of the highest coverage under train(N) D + cost(N, k) <= flops; raises
     InputError where serving alone costs more. `cost.trials` is replaced by k, at most `most`."""
-    line = budget_line(fit, flops, fixed=fixed)
+    line = budget_line(fit, flops, fixed=fixed, unique_tokens=unique_tokens)
     if not (np.isfinite(most) and most >= 1):
         raise InputError("most", most, "write the largest number of answers, 1 or more")
     level = level_of(fit, level)

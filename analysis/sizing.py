@@ -15,7 +15,8 @@ class Sizing:
     """N and D for a budget. Each of N, D, loss, ratio has value, lo, hi at `level`.
 
     `N`, `D`, `loss` are the optimum of the fit; `chosen` is the run to train: the size of least
-    expected regret or, with inference demand, that of least training and inference. FLOPs are by
+    expected regret, with inference demand that of least training and inference, or one decided
+    elsewhere. FLOPs are by
     the fit's convention.
     """
 

@@ -17,6 +17,8 @@ from analysis.knobs import NAMES, Knob, of_rule, of_surface
 from analysis.optimum import Demand
 from analysis.planner import size
 from analysis.predict import Prediction, predict
+from analysis.serve_options import Answers
+from analysis.serving import ServingPlan, serving_plan
 from analysis.sizing import Sizing
 from model import archs
 from model.count import CONVENTIONS
@@ -28,6 +30,7 @@ from train.record import RunDir
 from train.spec import RunSpec, from_dict
 
 COMPUTED = ("model.d_model", "model.n_layers", "budget.tokens")  # from the law and the budget
+BEST_OF_BOTH = "highest coverage of training and answers together"
 MANY_STEPS = 1_000_000  # a batch so small for its run that it was hardly meant
 
 
@@ -39,6 +42,7 @@ class Sized:
     production: Production
     prediction: Prediction
     knobs: dict[str, Knob]  # lr, batch_tokens, weight_decay
+    answers: ServingPlan | None  # where training and answers share the budget
     out: Path | None
     notes: tuple[str, ...]
 
@@ -46,6 +50,7 @@ class Sized:
         run = self.production.to_json()
         return {
             **self.sizing.to_json(),
+            "answers": self.answers.to_json() if self.answers else None,
             **{key: run[key] for key in ("lr", "batch_tokens", "weight_decay", "steps")},
             "knobs": {name: knob.to_json() for name, knob in self.knobs.items()},
             "production": run,
@@ -55,7 +60,8 @@ class Sized:
         }
 
     def text(self) -> str:
-        lines = [self.sizing.text(), "", self.production.text()]
+        lines = [self.answers.text(), ""] if self.answers else []
+        lines += [self.sizing.text(), "", self.production.text()]
         lines += [knob.text(name) for name, knob in self.knobs.items()]
         lines.append(self.prediction.text())
         lines += [f"note: {note}" for note in self.notes]
@@ -70,6 +76,7 @@ def sized(
     flops: float,
     inference_tokens: float | None = None,
     inference: InferenceCost | Demand | None = None,
+    answers: Answers | None = None,
     devices: Devices | None = None,
     unique_tokens: float | None = None,
     fixed: Mapping[str, float | str] | None = None,
@@ -84,13 +91,26 @@ def sized(
     """Size a budget and, with `out`, write the run; raises InputError on what cannot be met.
 
     The run realises `sizing.chosen`: the size of least expected regret or, with inference demand,
-    that of least training and inference. `surface`: of the sweep's learning rates and batches;
-    it sets both instead of `transfer`.
+    that of least training and inference; with `answers`, `flops` pays for training and answering
+    together and the run is that of the highest coverage. `surface`: of the sweep's learning rates
+    and batches; it sets both instead of `transfer`.
     """
     _check_settings(settings)
     if surface is not None and transfer != "fixed":
         raise InputError("--transfer", transfer, "leave it out: --surface gives lr and batch")
     family = _family(fit, arch)
+    plan = None
+    if answers is not None:
+        plan = serving_plan(
+            fit,
+            answers.link,
+            answers.cost,
+            flops=flops,
+            most=answers.most,
+            fixed=fixed,
+            unique_tokens=unique_tokens,
+        )
+        flops = plan.train_share * flops
     sizing = size(
         fit,
         flops,
@@ -99,6 +119,7 @@ def sized(
         devices=devices,
         unique_tokens=unique_tokens,
         fixed=fixed,
+        decided=(plan.N["value"], BEST_OF_BOTH) if plan else None,
         anyway=anyway,
     )
     if not sizing.known and not anyway:
@@ -151,7 +172,7 @@ def sized(
         )
     if out is not None:
         run.write(out, prediction=expected.to_json())
-    return Sized(sizing, run, expected, knobs, out, tuple(notes))
+    return Sized(sizing, run, expected, knobs, plan, out, tuple(notes))
 
 
 def _wanted(fit: Fit) -> str:

@@ -88,3 +88,55 @@ def test_a_figure_is_written_where_it_is_asked_for(folder, capsys):
     capsys.readouterr()
     assert ladder.main(["fit", *data(folder), "--figure", str(folder / "fit.doc")]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+PRICES = "prefill=3e10,decode=1e10,prefill_mfu=0.5,decode_mfu=0.1"
+REQUESTS = "requests=1e6,prompt=30,output=50,aspect=64"
+
+
+def test_size_weighs_tokens_by_what_each_kind_costs(folder, capsys):
+    fit = str(folder / "old.json")
+    _, plain = answer(capsys, "size", fit, "--flops=1e17", "--inference-tokens=4e10")
+    status, dear = answer(capsys, "size", fit, "--flops=1e17", "--serve", PRICES)
+    # of training at 40 % of peak: 3e10 x .4 / .5 + 1e10 x .4 / .1
+    assert status == 0 and dear["inference"]["tokens"] == pytest.approx(6.4e10)
+    assert dear["inference"]["N"] < plain["inference"]["N"]
+    _, cached = answer(capsys, "size", fit, "--flops=1e17", "--serve", REQUESTS)
+    assert cached["inference"]["tokens"] == pytest.approx(5e7)
+
+
+def test_size_shares_a_budget_between_training_and_answers(folder, capsys):
+    out = folder / "answers.json"
+    status, found = answer(
+        capsys, "size", str(folder / "old.json"), "--flops=1e16", "--serve", REQUESTS,
+        "--pass-rates", "intercept=6,slope=-3,size=2,most=300", "--out", str(out),
+    )  # fmt: skip
+    plan = found["answers"]
+    assert status == 0 and plan["flops"] == 1e16 and plan["k"]["value"] > 1
+    assert found["flops"] == pytest.approx(plan["train_share"] * 1e16)
+    # the run that is written is the plan's, as near as a realisable shape comes
+    assert found["chosen"]["N"] == plan["N"]["value"]
+    assert found["chosen"]["D"] == pytest.approx(plan["D"]["value"], rel=1e-9)
+    assert found["production"]["params"]["total"] == pytest.approx(plan["N"]["value"], rel=0.3)
+    assert out.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        (["--serve", "decode=1e9"], "--serve: prefill_mfu"),
+        (["--serve", "decode=1e9,decode=2e9"], "--serve"),
+        (["--serve", PRICES + ",decod=3"], "--serve: decod"),
+        (["--serve", PRICES, "--inference-tokens=1e9"], "--inference-tokens"),
+        (["--pass-rates", "intercept=6,slope=-3,size=2"], "--pass-rates"),
+        (["--serve", PRICES, "--pass-rates", "intercept=6,slope=-3,size=2"], "--pass-rates"),
+        (["--serve", REQUESTS, "--pass-rates", "intercept=6,slope=-3,size=0"],
+         "--pass-rates: size"),
+        (["--serve", REQUESTS, "--pass-rates", "intercept=6,slope=-3,size=2",
+          "--inference-tokens=1e9"], "--inference-tokens"),
+    ],
+)  # fmt: skip
+def test_serving_that_cannot_be_read_is_one_line(folder, capsys, options, field):
+    assert ladder.main(["size", str(folder / "old.json"), "--flops=1e16", *options]) == 2
+    said = capsys.readouterr().err.strip()
+    assert said.startswith(f"error: {field}: ") and len(said.splitlines()) == 1
