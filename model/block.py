@@ -35,6 +35,7 @@ class Block(nnx.Module):
         self.mixer = _layer("mixers", "mixer", spec.mixer, declare) if mixes else None
         self.ffn_norm = Norm(norm, declare.within("ffn_norm")) if feeds else None
         self.ffn = _layer("ffns", "ffn", spec.ffn, declare) if feeds else None
+        self.ffn_replaces = feeds and spec.ffn.replaces_stream
 
     def __call__(self, x_BTD: jax.Array, ctx: Context) -> tuple[jax.Array, dict[str, jax.Array]]:
         aux: dict[str, jax.Array] = {}
@@ -63,7 +64,8 @@ class Block(nnx.Module):
         if self.ffn is None or self.ffn_norm is None:
             return x_BTD, aux
         y_BTD, own = self.ffn(self.ffn_norm(x_BTD), ctx)
-        return ctx.constrain(x_BTD + y_BTD, "B T D"), add_aux(aux, _counted(own))
+        x_BTD = y_BTD if self.ffn_replaces else x_BTD + y_BTD
+        return ctx.constrain(x_BTD, "B T D"), add_aux(aux, _counted(own))
 
 
 def _counted(aux: Mapping[str, jax.Array]) -> dict[str, jax.Array]:

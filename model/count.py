@@ -24,12 +24,13 @@ CONVENTIONS = {
 @dataclass(frozen=True)
 class Counts:
     """`params` by kind; `flops_per_token` of training by convention; `decode_state` in numbers per
-    sequence.
+    sequence; `per_expert`, the parameters of one expert of every layer, None without experts.
     """
 
     params: dict[str, int]
     flops_per_token: dict[str, float]
     decode_state: dict[str, int]
+    per_expert: int | None = None
 
 
 @lru_cache(maxsize=1024)
@@ -40,6 +41,10 @@ def count(spec: ModelSpec, *, seq_len: int, remat: str = "none") -> Counts:
     outside = sum(d.size for d in declarations if d.role in (scaling.TABLE, scaling.READOUT))
     products = sum(d.forward_flops for d in declarations)
     in_blocks = sum(d.forward_flops for d in declarations if d.block)
+    routed = [d for d in declarations if "E" in d.batch]
+    # a token meets the share of them that its choices can reach, at most all
+    idle = sum(d.size - round(d.size * min(1.0, d.matmuls)) for d in routed)
+    one = sum(d.size // d.shape[d.dims.index("E")] for d in routed)
     extra = {causal: 0.0 for causal in (True, False)}
     state = {"per_token": 0, "fixed": 0}
     for block in spec.blocks:
@@ -54,7 +59,7 @@ def count(spec: ModelSpec, *, seq_len: int, remat: str = "none") -> Counts:
     # `dots` keeps every parameter product and repeats the rest
     again = {"none": 0.0, "full": in_blocks + extra[False], "dots": extra[False]}[remat]
     return Counts(
-        params={"total": total, "non_embedding": total - outside, "active": total},
+        params={"total": total, "non_embedding": total - outside, "active": total - idle},
         flops_per_token={
             "six_nd": 6.0 * total,
             "six_nd_non_embedding": 6.0 * (total - outside),
@@ -63,4 +68,5 @@ def count(spec: ModelSpec, *, seq_len: int, remat: str = "none") -> Counts:
             "hardware": 3 * (products + extra[False]) + again,
         },
         decode_state=state,
+        per_expert=one or None,
     )

@@ -9,6 +9,7 @@ multiples), microsoft/mup, EleutherAI/nanoGPT-mup.
 | hidden (contracted dims wide) | fan_in^-1/2 | 1/m | m^p | 1 |
 | residual (hidden, writes to the stream) | fan_in^-1/2 (2 layers)^-1/2 | 1/m | m^p | 1 |
 | readout (to the vocabulary) | 0 | 1 | 1 | output_multiplier / m |
+| router (to finitely many: experts, a gate) | base fan_in^-1/2 | 1 | 1 | 1/m |
 | table, vector | constant | 1 | 0 | 1 (a tied table: 1/m where it reads out) |
 | buffer (no gradient trains it) | the layer's own | 0 | 0 | 1 |
 | recurrence (poles, step sizes, decays) | the layer's own | not covered by muP | 0 | 1 |
@@ -25,8 +26,8 @@ from dataclasses import dataclass
 from model.spec import Parametrisation
 
 HIDDEN, RESIDUAL, READOUT, TABLE, VECTOR = "hidden", "residual", "readout", "table", "vector"
-RECURRENCE, BUFFER = "recurrence", "buffer"
-ROLES = (HIDDEN, RESIDUAL, READOUT, TABLE, VECTOR, RECURRENCE, BUFFER)
+RECURRENCE, BUFFER, ROUTER = "recurrence", "buffer", "router"
+ROLES = (HIDDEN, RESIDUAL, READOUT, TABLE, VECTOR, RECURRENCE, BUFFER, ROUTER)
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,9 @@ def scaling(
     if role == READOUT:
         std = 0.0 if rule.kind == "mup" else math.prod(sizes[d] for d in contract) ** -0.5
         return Scaling(std, 1.0, 1.0, rule.output_multiplier / m)
+    if role == ROUTER:
+        # a readout whose products do not grow in number; not from zero, where all choices tie
+        return Scaling(math.prod(base[d] for d in contract) ** -0.5, 1.0, 1.0, 1 / m)
     if role == TABLE:
         # a tied table also reads out, so its entries start at the readout's scale at the base width
         return Scaling(base["D"] ** -0.5 if tied else rule.embed_std, 1.0, 0.0, 1.0)

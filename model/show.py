@@ -28,6 +28,7 @@ class Shown:
             "params": self.counts.params,
             "flops_per_token": self.counts.flops_per_token,
             "decode_state": self.counts.decode_state,
+            "per_expert": self.counts.per_expert,
             "parameters": self.rows,
         }
 
@@ -70,6 +71,8 @@ class Shown:
             + (f" relative to d_model {rule.base_d_model}" if rule.kind == "mup" else "")
         )
         totals = [f"parameters  {k:22} {v:>16,}" for k, v in self.counts.params.items()]
+        if self.counts.per_expert is not None:
+            totals.append(f"parameters  {'of one expert':22} {self.counts.per_expert:>16,}")
         totals += [
             f"FLOPs/token {k:22} {v:>16,.0f}  {CONVENTIONS[k]}"
             for k, v in self.counts.flops_per_token.items()

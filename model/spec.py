@@ -41,6 +41,11 @@ class LayerSpec:
         return False
 
     @property
+    def replaces_stream(self) -> bool:
+        """Whether a feed-forward layer's output is the block's, in place of the stream plus it."""
+        return False
+
+    @property
     def penalties(self) -> Mapping[str, str]:
         """Losses of its own, as aux `loss/NAME`: the name to the field that holds its weight.
 
