@@ -266,6 +266,35 @@ def rwkv7(d_model: int = 128) -> ModelSpec:
     )
 
 
+def moe(d_model: int = 128) -> ModelSpec:
+    """`dense` with three of sixteen experts and a shared one, each a quarter as wide as its SwiGLU
+    (DeepSeekMoE's fine-grained and shared experts): the FLOPs of `dense`, four times its
+    feed-forward parameters. Dropless, balance by the auxiliary loss of OLMoE.
+
+    Not by DeepSeek-V3's bias (`bias_rate`), because what a bias can correct is its rate times the
+    steps, so that short runs of a sweep would be less even than long ones. Differs: few experts for
+    small widths (OLMoE 8 of 64), and only OLMoE's weights of the losses, not its start of weights.
+    """
+    ffn = _ffn("moe", experts=16, chosen=3, shared=1, ratio=2 / 3)
+    return _plain("moe", d_model, _beside_attention(d_model, ffn))
+
+
+def chain_of_experts(d_model: int = 128) -> ModelSpec:
+    """Chain-of-Experts (Wang et al. 2025) over the experts of `moe`: two passes through one of
+    sixteen and the shared one, so that a token makes as many expert calls, four.
+
+    Differs: the stream goes on beside the passes, x + (h_2 - norm(x)), where the official code's
+    goes on from norm(x) (`residual=official_inner`); the paper takes four of 63 a pass.
+    """
+    ffn = _ffn("chain_of_experts", passes=2, experts=16, chosen=1, shared=1, ratio=2 / 3)
+    return _plain("chain_of_experts", d_model, _beside_attention(d_model, ffn))
+
+
+def _beside_attention(d_model: int, ffn) -> BlockSpec:
+    """The block of `dense` with another feed-forward layer."""
+    return BlockSpec(mixer=_mixer("attention", d_head=_d_head(d_model), qk_norm=True), ffn=ffn)
+
+
 def _plain(arch: str, d_model: int, block: BlockSpec, *, n_layers: int | None = None):
     """One block over the depth, in the parametrisation of `dense`."""
     return ModelSpec(
