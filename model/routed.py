@@ -124,15 +124,18 @@ class Experts(nnx.Module):
     ) -> tuple[jax.Array, Aux]:
         spec, (B, T, D) = self.spec, x_BTD.shape
         weights = ops.Weights(self.gate[...], self.up[...], self.out[...])
-        flat = [a.reshape(B * T, -1) for a in (x_BTD, experts_BTK, weights_BTK)]
         if spec.capacity is not None:
-            return self._limited(x_BTD, experts_BTK, weights_BTK, weights)
+            y_BTD, dropped = self._limited(x_BTD, experts_BTK, weights_BTK, weights, naive=naive)
+            return y_BTD, {"stat/dropped": dropped}
+        x_TD, experts_TK, weights_TK = (
+            a.reshape(B * T, -1) for a in (x_BTD, experts_BTK, weights_BTK)
+        )
         if naive:
-            y_TD = ops.every_expert(*flat, weights)
+            y_TD = ops.every_expert(x_TD, experts_TK, weights_TK, weights)
         elif spec.product == "ragged":
-            y_TD = ops.ragged(*flat, weights)
+            y_TD = ops.ragged(x_TD, experts_TK, weights_TK, weights)
         else:
-            y_TD = ops.padded(*flat, weights, block=spec.block)
+            y_TD = ops.padded(x_TD, experts_TK, weights_TK, weights, block=spec.block)
         return y_TD.reshape(B, T, D), {}
 
     def _limited(
@@ -141,19 +144,27 @@ class Experts(nnx.Module):
         experts_BTK: jax.Array,
         weights_BTK: jax.Array,
         weights: ops.Weights,
-    ) -> tuple[jax.Array, Aux]:
-        """Slots go by position, then by row: what comes later takes no slot from what was earlier,
-        of whatever row. Rows do compete at one position, and more tokens have more slots.
+        *,
+        naive: bool,
+    ) -> tuple[jax.Array, jax.Array]:
+        """The output, and the share of choices that were dropped.
+
+        Slots go by position, then by row: what comes later takes no slot from what was earlier, of
+        whatever row. Rows do compete at one position, and more tokens have more slots.
         """
         B, T, D = x_BTD.shape
-        turned = [
+        x_TD, experts_TK, weights_TK = (
             jnp.swapaxes(a, 0, 1).reshape(T * B, -1) for a in (x_BTD, experts_BTK, weights_BTK)
-        ]
+        )
         factor, K, E = self.spec.capacity or 1.0, self.spec.chosen, self.spec.experts
         slots = ops.slots_per_expert(factor, tokens=T * B, chosen=K, n_experts=E)
-        y_TD, dropped = ops.limited(*turned, weights, capacity=slots)
-        share = dropped.astype(jnp.float32) / (T * B * K)
-        return jnp.swapaxes(y_TD.reshape(T, B, D), 0, 1), {"stat/dropped": share}
+        if naive:
+            kept_TK = ops.within_capacity(experts_TK, n_experts=E, capacity=slots)
+            y_TD = ops.every_expert(x_TD, experts_TK, weights_TK * kept_TK, weights)
+            dropped = jnp.sum(~kept_TK)
+        else:
+            y_TD, dropped = ops.limited(x_TD, experts_TK, weights_TK, weights, capacity=slots)
+        return jnp.swapaxes(y_TD.reshape(T, B, D), 0, 1), dropped / (T * B * K)
 
 
 class Shared(nnx.Module):

@@ -116,6 +116,13 @@ def limited(
     return _combine(y_ESD.reshape(-1, D), weights_TK, layout), dropped
 
 
+def within_capacity(experts_TK: jax.Array, *, n_experts: int, capacity: int) -> jax.Array:
+    """Which choices `limited` keeps, by counting those of the same expert that came before."""
+    hit_PE = jax.nn.one_hot(experts_TK.reshape(-1), n_experts, dtype=jnp.int32)
+    before_P = jnp.sum((jnp.cumsum(hit_PE, axis=0) - hit_PE) * hit_PE, axis=1)
+    return (before_P < capacity).reshape(experts_TK.shape)
+
+
 def slots_per_expert(factor: float, *, tokens: int, chosen: int, n_experts: int) -> int:
     """`factor` times an even share, rounded up; a token goes to an expert at most once."""
     return min(tokens, math.ceil(Fraction(str(factor)) * tokens * chosen / n_experts))
