@@ -308,7 +308,8 @@ def isoflop(args: argparse.Namespace) -> int:
     """
     from analysis.isoflop import isoflop as valleys
 
-    found = valleys(_observations(args, law="chinchilla", also=("C",)), flops=args.flops)
+    observed = _observations(args, law="chinchilla", also=("C",))
+    found = valleys(observed, flops=args.flops, residual=args.residual)
     return _out(args, found.to_json(), found.text())
 
 
@@ -518,6 +519,12 @@ def parser() -> Parser:
         _columns(one)
         if run is isoflop:
             one.add_argument("--flops", type=_number, metavar="C", help="a budget to extend to")
+            one.add_argument(
+                "--residual",
+                choices=("log", "linear"),
+                default="log",
+                help="parabolas through log losses, or losses (default: log)",
+            )
         else:
             _fitting(one)
         if run is fit:

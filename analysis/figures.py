@@ -48,12 +48,9 @@ def valleys(found: IsoFlop, fit: Fit | None = None, heldout: Sequence[HeldOut] =
                     fit.where, fit.theta_p, {"N": span, "D": C / flops_per_token(fit, span)}
                 )[0]
                 axes.plot(span, curve, "-", color=tint, lw=1.6)
-            if valley.parabola is not None:
-                c0, c1, c2 = valley.parabola
-                u = np.log(span)
-                axes.plot(
-                    span, np.exp(c0 + c1 * u + c2 * u * u), "--", color=tint, lw=1.0, alpha=0.75
-                )
+            parabola = valley.curve(span)
+            if parabola is not None:
+                axes.plot(span, parabola, "--", color=tint, lw=1.0, alpha=0.75)
             if valley.optimum is not None:
                 o = valley.optimum
                 axes.plot(o["N"], o["loss"], "D", color=PAPER, mec=tint, mew=1.4, ms=6, zorder=4)

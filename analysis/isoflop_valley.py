@@ -43,6 +43,15 @@ class Valley:
             f" {o['loss']:.4f}"
         )
 
+    def curve(self, N: np.ndarray) -> np.ndarray | None:
+        """The parabola as losses at sizes, or None where there is none."""
+        if self.parabola is None:
+            return None
+        c0, c1, c2 = self.parabola
+        u = np.log(N)
+        y = c0 + c1 * u + c2 * u**2
+        return np.exp(y) if self.residual == "log" else y
+
     def advice(self) -> str:
         """The runs to add, for people."""
         if not self.add:

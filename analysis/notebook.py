@@ -137,9 +137,9 @@ class Fitted:
         )
         return Answer(found, found.to_json(), found.text(), _html.design(found))
 
-    def isoflop(self) -> Answer:
+    def isoflop(self, *, residual: Literal["log", "linear"] = "log") -> Answer:
         """Each budget's valley, checked against this fit."""
-        return _valleys(self._rows("isoflop"), self.value)
+        return _valleys(self._rows("isoflop"), self.value, residual)
 
     def figure(self, path: Path | str | None = None, *, columns: Literal[1, 2] = 2) -> "Figure":
         """The one figure of the fit, as wide as one column of a page or two; written to `path`
@@ -223,10 +223,10 @@ def backtest(data: Data, **options: Any) -> Answer:
     return fit(data, **options).backtest()
 
 
-def isoflop(data: Data, **options: Any) -> Answer:
+def isoflop(data: Data, *, residual: Literal["log", "linear"] = "log", **options: Any) -> Answer:
     """`ladder isoflop`: valleys and exponents; options map, where, exclude, convention, cluster."""
     known(observed, options)
-    return _valleys(observed(data, also=("C",), **options), None)
+    return _valleys(observed(data, also=("C",), **options), None, residual)
 
 
 def compare(
@@ -262,11 +262,13 @@ def laws(pattern: str = "") -> Answer:
     return Answer(found.to_json(), found.to_json(), found.text(), _html.catalogue(found.to_json()))
 
 
-def _valleys(rows: Observations, found: Fit | None) -> Answer:
+def _valleys(
+    rows: Observations, found: Fit | None, residual: Literal["log", "linear"] = "log"
+) -> Answer:
     from analysis.figures import valleys as draw
     from analysis.isoflop import isoflop as valleys
 
-    seen = valleys(rows, fit=found)
+    seen = valleys(rows, fit=found, residual=residual)
     return Answer(
         seen, seen.to_json(), seen.text(), _html.lines(seen.text()), lambda: draw(seen, found)
     )

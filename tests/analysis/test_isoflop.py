@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from analysis.figures import valleys
 from analysis.fit import fit
 from analysis.isoflop import isoflop
 from analysis.planner import optimum
@@ -180,6 +181,27 @@ def error_at(truth: Truth, points, *, flops=1e24, **options) -> float:
 def test_approach_2_errs_without_noise_by_what_was_published(truth, span, drift, published):
     found = error_at(truth, measured(truth, span=span, drift=drift), residual="linear")
     assert found == pytest.approx(published, abs=2e-3)
+
+
+@pytest.mark.parametrize("residual", ["log", "linear"])
+def test_the_drawn_parabola_passes_through_its_minimum_and_no_point_below_it(residual):
+    """Wide valleys: the two kinds of parabola differ by more than a line's width."""
+    found = isoflop(measured(SKEW, span=16), residual=residual)
+    other = isoflop(measured(SKEW, span=16), residual={"log": "linear", "linear": "log"}[residual])
+    (axes,) = valleys(found).axes
+    drawn = [line for line in axes.lines if line.get_linestyle() == "--" and len(line.get_xdata())]
+    assert len(drawn) == len(found.valleys)
+    for line, valley, unlike in zip(drawn, found.valleys, other.valleys, strict=True):
+        assert valley.optimum is not None and unlike.optimum is not None
+        u, loss = np.log(line.get_xdata()), np.asarray(line.get_ydata())
+        at = np.interp(np.log(valley.optimum["N"]), u, loss)
+        assert at == pytest.approx(valley.optimum["loss"], rel=1e-4)
+        assert loss.min() == pytest.approx(at, rel=1e-4)
+        y = np.log(valley.loss) if residual == "log" else np.array(valley.loss)
+        plain = np.polyval(np.polyfit(np.log(valley.N), y, 2), np.log(valley.N))
+        plain = np.exp(plain) if residual == "log" else plain
+        assert np.interp(np.log(valley.N), u, loss) == pytest.approx(plain, rel=2e-4)
+        assert abs(np.log(valley.optimum["N"] / unlike.optimum["N"])) > 1e-3
 
 
 def test_the_largest_published_error_needs_minima_outside_their_sizes_which_are_refused():

@@ -140,3 +140,15 @@ def test_serving_that_cannot_be_read_is_one_line(folder, capsys, options, field)
     assert ladder.main(["size", str(folder / "old.json"), "--flops=1e16", *options]) == 2
     said = capsys.readouterr().err.strip()
     assert said.startswith(f"error: {field}: ") and len(said.splitlines()) == 1
+
+
+def test_isoflop_takes_parabolas_through_losses_as_the_paper_did(folder, capsys):
+    old = ["--where", "recipe == 'old'"]
+    _, plain = answer(capsys, "isoflop", *data(folder), *old)
+    status, found = answer(capsys, "isoflop", *data(folder), *old, "--residual=linear")
+    assert status == 0
+    for log, valley in zip(plain["valleys"], found["valleys"], strict=True):
+        assert (log["residual"], valley["residual"]) == ("log", "linear")
+        c0, c1, c2 = valley["parabola"]
+        assert c2 == pytest.approx(np.polyfit(np.log(valley["N"]), valley["loss"], 2)[0], rel=1e-6)
+        assert log["parabola"][2] != pytest.approx(c2, rel=0.1)
