@@ -1,15 +1,18 @@
 """What is an architecture, as a value?
 
 `ModelSpec` is frozen JSON: shared sizes, the blocks over depth, and the parametrisation. A layer
-kind is the name of a file in `model/mixers` or `model/ffns`, or the dotted name of anybody's
-module; its own knobs are that file's `Spec`. This file imports no jax (resolving a kind imports the
-layer's file, which does).
+kind is the name of a file in `model/mixers` or `model/ffns`, or that of anybody's module; its own
+knobs are that file's `Spec`. This file imports no jax (resolving a kind imports the layer's file,
+which does).
 """
 
 import importlib
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import fields
+from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer, TypeAdapter, ValidationError
@@ -63,14 +66,15 @@ WIDEST, DEEPEST = 10**6, 10**4  # beyond any model: a slip of the keyboard, not 
 
 
 def resolve(kind: str, *, room: str) -> Any:
-    """The module of a layer kind: `model.<room>.<kind>`, or a dotted module of the user's own."""
-    name = kind if "." in kind else f"model.{room}.{kind}"
-    hint = {"hint": nearest(kind, layer_kinds(room))}
-    unknown = "unknown kind; {hint}, or the dotted name of a module of your own"
+    """The module of a layer kind: `model.<room>.<kind>`, or a module of the user's own."""
+    kinds = layer_kinds(room)
+    name = f"model.{room}.{kind}" if kind in kinds else kind
+    hint = {"hint": nearest(kind, kinds)}
+    unknown = "unknown kind; {hint}, or the name of a module of your own"
     if not all(part.isidentifier() for part in name.split(".")):
         raise PydanticCustomError("unknown_kind", unknown, hint)
     try:
-        module = importlib.import_module(name)
+        module = users_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not name.startswith(error.name):
             raise  # the layer's file exists, and lacks a package of its own
@@ -83,6 +87,18 @@ def resolve(kind: str, *, room: str) -> Any:
             {"name": name, "lacking": " and no ".join(lacking), **hint},
         )
     return module
+
+
+def users_module(name: str) -> ModuleType:
+    """Import a module, with the current folder searched too, as the installed command does not."""
+    here = str(Path.cwd())
+    if here in sys.path:
+        return importlib.import_module(name)
+    sys.path.append(here)
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(here)
 
 
 def layer_kinds(room: str) -> list[str]:

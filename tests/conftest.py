@@ -15,8 +15,26 @@ from pathlib import Path  # noqa: E402  the environment comes first
 
 import pytest  # noqa: E402
 
+from tests import properties  # noqa: E402
 from tests.data.corpora import texts, write_folder  # noqa: E402
 from train.spec import SourceSpec  # noqa: E402
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    for room in properties.ROOMS:
+        parser.addoption(
+            f"--{room.removesuffix('s')}",
+            action="append",
+            default=[],
+            metavar="MODULE",
+            help=f"hold the layer of this module to the properties of model/{room} too",
+        )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for room in properties.ROOMS:
+        given = config.getoption(f"--{room.removesuffix('s')}")
+        properties.USERS += [(room, module) for module in given]
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,15 @@ from pydantic import TypeAdapter
 from model.context import Context, State
 from model.decoder import Model
 from model.param import Declaration, Declare, initial
-from model.spec import BlockSpec, LayerSpec, ModelSpec, Parametrisation, layer_kinds, resolve
+from model.spec import (
+    BlockSpec,
+    LayerSpec,
+    ModelSpec,
+    Parametrisation,
+    layer_kinds,
+    resolve,
+    users_module,
+)
 from train.objectives import next_token
 
 ROOMS = ("mixers", "ffns")
@@ -63,11 +71,16 @@ class Case:
         )
 
 
+USERS: list[tuple[str, str]] = []  # (room, module) of layers outside the project; tests/conftest.py
+
+
 def cases(*, every_variant: bool) -> list[Case]:
     found = []
     for room in ROOMS:
-        for kind in layer_kinds(room):
-            variants = getattr(test_module(room, kind), "VARIANTS", [{}])
+        kinds = [(kind, test_module(room, kind)) for kind in layer_kinds(room)]
+        kinds += [(kind, users_module(kind)) for own, kind in USERS if own == room]
+        for kind, module in kinds:
+            variants = vars(module).get("VARIANTS", [{}])
             for knobs in variants if every_variant else variants[:1]:
                 found.append(Case(room=room, kind=kind, knobs=tuple(knobs.items())))
     return found
