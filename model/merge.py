@@ -59,7 +59,7 @@ def _matrix(declaration: Declaration, first: np.ndarray, second: np.ndarray) -> 
 
 def _dense(ffn: StructuredSpec, d_model: int):
     hidden = ffn.sizes({"D": d_model})["F"]
-    knobs = {"multiple_of": 1} if ffn.activation == "swiglu" else {}
+    knobs = {"multiple_of": 1} if ffn.activation == "swiglu" else {"bias": ffn.bias}
     return resolve(ffn.activation, room="ffns").Spec(ratio=hidden / d_model, **knobs)
 
 

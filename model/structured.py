@@ -35,9 +35,14 @@ class StructuredSpec(LayerSpec):
 
     activation: Literal["gelu", "swiglu"] = "gelu"
     ratio: float = Field(default=4.0, gt=0)  # hidden width over d_model
-    multiple_of: int = Field(default=8, ge=1)  # hidden width and rank are rounded to multiples
+    multiple_of: int = Field(default=8, ge=1)  # the hidden width is rounded to a multiple of this
+    bias: bool = False
     guided: float = Field(default=0.0, ge=0, le=1)
     guide_schedule: Literal["cosine", "linear"] = "cosine"
+
+    def __post_init__(self):
+        if self.bias and self.activation == "swiglu":
+            raise ValueError("bias goes with gelu; write false, since swiglu has none here")
 
     def sizes(self, shared: Mapping[str, int]) -> dict[str, int]:
         return {"F": rounded(self.ratio * shared["D"], self.multiple_of)}
@@ -52,8 +57,10 @@ class RankedSpec(StructuredSpec):
 
     rank: int | None = Field(default=None, ge=1)
     rank_ratio: float | None = Field(default=None, gt=0)
+    rank_multiple_of: int = Field(default=4, ge=1)  # rank_ratio x d_model is rounded to this
 
     def __post_init__(self):
+        super().__post_init__()
         if self.rank is not None and self.rank_ratio is not None:
             raise ValueError(
                 "rank is a number at every width and rank_ratio a fraction of d_model; write one "
@@ -67,7 +74,7 @@ class RankedSpec(StructuredSpec):
 
     def rank_at(self, d_model: int, hidden: int) -> int:
         ratio = self.own_ratio if self.rank_ratio is None else self.rank_ratio
-        rank = self.rank or rounded(ratio * d_model, self.multiple_of)
+        rank = self.rank or rounded(ratio * d_model, self.rank_multiple_of)
         least = min(d_model, hidden)
         if rank > least:
             raise ValueError(
@@ -181,15 +188,21 @@ class FeedForward(nnx.Module):
         self.gate = product(spec, declare.within("gate"), "D", "F") if gated else None
         self.up = product(spec, declare.within("up"), "D", "F")
         self.out = product(spec, declare.within("out"), "F", "D")
+        if spec.bias:
+            self.up_bias = declare.vector("up_bias", "F", init="zeros")
+            self.out_bias = declare.vector("out_bias", "D", init="zeros")
 
     def __call__(self, x_BTD: jax.Array, ctx: Context) -> tuple[jax.Array, dict[str, jax.Array]]:
         def run(x_BTD: jax.Array, share: jax.Array | None) -> jax.Array:
             h_BTF = self.up(x_BTD, share=share, naive=ctx.naive)
+            if self.spec.bias:
+                h_BTF = h_BTF + self.up_bias[...].astype(h_BTF.dtype)
             if self.gate is None:
                 h_BTF = jax.nn.gelu(h_BTF, approximate=True)
             else:
                 h_BTF = jax.nn.silu(self.gate(x_BTD, share=share, naive=ctx.naive)) * h_BTF
-            return self.out(h_BTF, share=share, naive=ctx.naive)
+            y_BTD = self.out(h_BTF, share=share, naive=ctx.naive)
+            return y_BTD + self.out_bias[...].astype(y_BTD.dtype) if self.spec.bias else y_BTD
 
         if not self.spec.guided or ctx.progress is None:
             return run(x_BTD, None), {}

@@ -12,7 +12,7 @@ from tests.properties import Params, alone, assert_close, stream
 VARIANTS = [
     {},
     {"activation": "swiglu", "ratio": 8 / 3, "rank": 8},
-    {"guided": 0.5},
+    {"guided": 0.5, "bias": True},
 ]
 
 
@@ -29,7 +29,7 @@ def reference(product, spec, params: Params, x_BTD: np.ndarray) -> np.ndarray:
     p = {k: np.asarray(v, np.float64) for k, v in params.items()}
 
     def apply(name: str, x: np.ndarray) -> np.ndarray:
-        return product(x, p[f"{name}.first"], p[f"{name}.second"])
+        return product(x, p[f"{name}.first"], p[f"{name}.second"]) + p.get(f"{name}_bias", 0)
 
     up_BTF = apply("up", x_BTD)
     gated = spec.activation == "swiglu"
@@ -114,3 +114,5 @@ def test_a_rank_that_cannot_be_is_refused():
         Spec(rank=33).sizes({"D": 32})
     with pytest.raises(ValidationError, match="write one of the two"):
         Spec(rank=8, rank_ratio=0.5)
+    with pytest.raises(ValidationError, match="bias goes with gelu"):
+        Spec(bias=True, activation="swiglu")
