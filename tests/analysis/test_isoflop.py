@@ -187,7 +187,7 @@ def test_approach_2_errs_without_noise_by_what_was_published(truth, span, drift,
 def test_the_drawn_parabola_passes_through_its_minimum_and_no_point_below_it(residual):
     """Wide valleys: the two kinds of parabola differ by more than a line's width."""
     found = isoflop(measured(SKEW, span=16), residual=residual)
-    other = isoflop(measured(SKEW, span=16), residual={"log": "linear", "linear": "log"}[residual])
+    other = isoflop(measured(SKEW, span=16), residual="linear" if residual == "log" else "log")
     (axes,) = valleys(found).axes
     drawn = [line for line in axes.lines if line.get_linestyle() == "--" and len(line.get_xdata())]
     assert len(drawn) == len(found.valleys)
