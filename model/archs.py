@@ -295,7 +295,7 @@ def _beside_attention(d_model: int, ffn) -> BlockSpec:
     return BlockSpec(mixer=_mixer("attention", d_head=_d_head(d_model), qk_norm=True), ffn=ffn)
 
 
-def _plain(arch: str, d_model: int, block: BlockSpec, *, n_layers: int | None = None):
+def _plain(arch: str, d_model: int, block: BlockSpec, *, n_layers: int | None = None) -> ModelSpec:
     """One block over the depth, in the parametrisation of `dense`."""
     return ModelSpec(
         arch=arch,
