@@ -10,6 +10,7 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from model.pattern import unit
 from model.spec import BlockSpec, ModelSpec, Parametrisation, resolve, users_module
@@ -453,7 +454,7 @@ def build(name: str, d_model: int | None = None) -> ModelSpec:
     return replace(spec, arch=name) if ":" in name else spec
 
 
-def _users(name: str) -> Callable[..., ModelSpec]:
+def _users(name: str) -> Callable[..., Any]:
     module, _, function = name.partition(":")
     try:
         found = vars(users_module(module)).get(function)

@@ -41,13 +41,15 @@ class Check:
     steps: int
     seeds: int
     lr: float
+    uncovered: tuple[str, ...] = ()  # parameters for which the parametrisation has no rule
 
     @property
     def flat(self) -> bool:
         return all(abs(slope) < FLAT for slope in self.slopes.values())
 
     def to_json(self) -> dict[str, Any]:
-        return {**self.__dict__, "widths": list(self.widths), "flat": self.flat, "threshold": FLAT}
+        lists = {"widths": list(self.widths), "uncovered": list(self.uncovered)}
+        return {**self.__dict__, **lists, "flat": self.flat, "threshold": FLAT}
 
     def text(self) -> str:
         head = "width  " + "  ".join(f"{name:>10}" for name in COORDINATES)
@@ -56,6 +58,7 @@ class Check:
             for i, w in enumerate(self.widths)
         ]
         slopes = "slope  " + "  ".join(f"{self.slopes[name]:+10.3f}" for name in COORDINATES)
+        names = ", ".join(self.uncovered)
         verdict = (
             "flat" if self.flat else "NOT flat: hyper-parameters will not transfer across width"
         )
@@ -68,6 +71,7 @@ class Check:
                 *rows,
                 slopes,
                 f"{verdict} (|slope| < {FLAT})",
+                *([f"not covered by {self.parametrisation}: {names}"] if self.uncovered else []),
             ]
         )
 
@@ -106,6 +110,9 @@ def coordinate_check(
         steps=steps,
         seeds=seeds,
         lr=lr,
+        uncovered=tuple(
+            path for path, d in build(models[0]).declarations.items() if not d.scaling.covered
+        ),
     )
 
 
