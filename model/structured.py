@@ -127,6 +127,20 @@ class Product(nnx.Module):
         return (share * guided + (1 - share) * y.astype(jnp.float32)).astype(x.dtype)
 
 
+def block_product(x: jax.Array, weight: Parameter) -> jax.Array:
+    """x (..., G K) by a block-diagonal weight (G, K, R), as (..., G, R): `param.block_linear`, with
+    the blocks in front while they are multiplied. On CPU a forward and backward pass takes .22 to
+    .48 of the time for it (2 to 8 blocks), and the forward .46 to .72.
+    """
+    declaration, value = weight.decl, weight[...]
+    G, K, _ = value.shape
+    x_GTK = x.reshape(-1, G, K).swapaxes(0, 1)
+    y_GTR = jnp.einsum("gtk,gkr->gtr", x_GTK, value.astype(x.dtype), preferred_element_type=x.dtype)
+    y = y_GTR.swapaxes(0, 1).reshape(*x.shape[:-1], G, -1)
+    forward = declaration.scaling.forward
+    return y if forward == 1.0 else y * forward
+
+
 @plain_dataclass(frozen=True)
 class Part(Init):
     """Abstract: `first`, `second` or `guide` of one product (n, m), all parts of one draw.

@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 from model import structured
 from model.inits import Orthogonal, Place
 from model.ops.structured import block_dense_matrix
-from model.param import Declare, block_linear, linear
+from model.param import Declare, linear
 from model.structured import FeedForward, Part, RankedSpec
 from parallelism.axes import SPEC
 
@@ -78,8 +78,7 @@ class Product(structured.Product):
         )
 
     def factored(self, x: jax.Array) -> jax.Array:
-        G, K, _ = self.first.decl.shape[-3:]
-        return linear(block_linear(x.reshape(*x.shape[:-1], G, K), self.first), self.second)
+        return linear(structured.block_product(x, self.first), self.second)
 
 
 class Layer(FeedForward):

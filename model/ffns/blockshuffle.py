@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass
 
 from model import structured
 from model.ops.structured import block_shuffle_matrix, shuffle, unshuffle
-from model.param import Declare, block_linear
+from model.param import Declare
 from model.structured import FeedForward, Part, StructuredSpec
 from parallelism.axes import SPEC
 
@@ -69,9 +69,8 @@ class Product(structured.Product):
         )
 
     def factored(self, x: jax.Array) -> jax.Array:
-        G, K, _ = self.first.decl.shape[-3:]
-        h = block_linear(x.reshape(*x.shape[:-1], G, K), self.first)
-        return unshuffle(block_linear(shuffle(h), self.second))
+        middle = shuffle(structured.block_product(x, self.first)).reshape(*x.shape[:-1], -1)
+        return unshuffle(structured.block_product(middle, self.second))
 
 
 class Layer(FeedForward):
