@@ -298,6 +298,11 @@ def next_(args: argparse.Namespace) -> int:
     if base:
         path = plan_of(found, read, base, arch=args.arch).write(args.root)
         text += f"\nplan: {path}; train it with: ladder sweep {path}"
+    if args.figure is not None:
+        from analysis.design_figure import design_figure
+        from analysis.fit_figure import save
+
+        text += f"\nfigure: {save(design_figure(found, rows, fit=read), args.figure)}"
     return _out(args, found.to_json(), text)
 
 
@@ -555,7 +560,7 @@ def parser() -> Parser:
         "--cost", type=_number, required=True, metavar="X", help="FLOPs, or hours of --devices"
     )
     one.add_argument("--flops", type=_number, required=True, metavar="C", help="the target")
-    one.add_argument("--data", metavar="DATA", help="the fitted rows, for what they hold already")
+    one.add_argument("--data", metavar="DATA", help="the fitted rows, where fit.json lacks them")
     one.add_argument("--where", metavar="EXPR", help="those of DATA that were fitted")
     one.add_argument("--tolerance", type=_number, help="stop at this half interval, as in 0.005")
     one.add_argument("--ratio", metavar="LO,HI", help="tokens a parameter (default: 3,400)")
@@ -563,6 +568,7 @@ def parser() -> Parser:
     one.add_argument("--devices", metavar="KIND:COUNT", help="count the cost in their hours")
     one.add_argument("--mfu", type=_number, help="fraction of peak (default: assumed, and said)")
     one.add_argument("--plan", action="store_true", help="write the cells as a plan of a sweep")
+    one.add_argument("--figure", metavar="PATH", help="where the runs stand, and what each buys")
     one.add_argument("--arch", metavar="NAME", help="family (default: that of the fitted runs)")
     one.add_argument(
         "--decay-share", type=_number, help="cost of a further length under wsd, as in 0.1"

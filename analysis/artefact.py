@@ -21,6 +21,7 @@ from analysis.law import Law
 from parallelism.errors import InputError
 
 FORMAT = 1  # of fit.json
+POINTS = 5000  # rows: curves of many checkpoints would make fit.json larger than their data
 
 CONVERGED, MULTIMODAL, AT_BOUND = "CONVERGED", "MULTIMODAL", "AT_BOUND"
 ILL_POSED, FAILED = "ILL_POSED", "FAILED"
@@ -73,6 +74,9 @@ class Fit:
     missing: list[dict[str, str]] = field(default_factory=list)  # what the rows lack to fix it
     rivals: list[dict[str, Any]] = field(default_factory=list)  # other laws of a menu, weighted
     outliers: list[str] = field(default_factory=list)  # ids whose residual is beyond OUTLIER sd
+    points: list[list[float]] = field(
+        default_factory=list
+    )  # N, D, C of up to POINTS rows
     format: int = FORMAT
 
     @property
@@ -198,8 +202,10 @@ def _level(value: Any) -> bool:
     return _number(value) and 0 < value < 1
 
 
-def _pair(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(_positive(v) for v in value)
+def _several(count: int) -> Callable[[Any], bool]:
+    return lambda value: (
+        isinstance(value, list) and len(value) == count and all(_positive(v) for v in value)
+    )
 
 
 def _range(value: Any) -> bool:
@@ -256,19 +262,20 @@ HOLDS: dict[str, Callable[[Any], bool]] = {
     "scale": _positive,
     "ranges": _map(_range),
     "budgets": _list(_positive),
-    "flops_per_token": lambda value: value is None or _list(_pair)(value),
+    "flops_per_token": lambda value: value is None or _list(_several(2))(value),
     "run_ids": _list(_text),
     "source": _text,
     "options": _map(lambda value: True),
     "missing": _list(_object(given=_text, instead=_text)),
     "outliers": _list(_text),
+    "points": _list(_several(3)),
     "rivals": _list(
         _object(law=_text, theta=_list(_number), centre=_list(_number), weight=_number)
     ),
     "format": lambda value: _count(value) and value >= 1,
 }
 # absent from the files of older versions, which had no such thing
-LATER = ("options", "missing", "outliers", "rivals", "format")
+LATER = ("options", "missing", "outliers", "rivals", "points", "format")
 
 
 def read_fit(path: Path | str) -> Fit:

@@ -58,8 +58,9 @@ def next_runs(
 
     `cost`: FLOPs, or device hours where `devices` are given, with `overhead` a run. `target`:
     FLOPs of the run to be known, at the optimum or at `target_ratio` tokens a parameter.
-    `observations`: the fitted rows, for what they hold already; without them the fit's budgets
-    are taken to hold as many sizes as rows. `ratio`: tokens a parameter, (3, 400) widened to the
+    `observations`: the fitted rows, for what they hold already, where the fit does not say (it is
+    of an older version, or of thousands of rows); without either its budgets are taken to hold as
+    many sizes as rows. `ratio`: tokens a parameter, (3, 400) widened to the
     target's own. `replicates`: runs at one point, old ones too. `sizes`: FLOPs per token of each
     realisable N. `decay_share`: what another length of a run costs where the schedule has a
     constant trunk, about 0.1. `value`: share of the doubt that a run must take off for each share
@@ -71,6 +72,7 @@ def next_runs(
         counts={"--replicates": replicates, "--runs": runs},
     )  # fmt: skip
     line = budget_line(fit, target, fixed=fixed)
+    rows = rows_of(fit, observations)
     costs = Costs(devices, overhead, decay_share)
     notes: list[str] = []
     at = _at(fit, target, target_ratio, fixed)
@@ -105,10 +107,10 @@ def next_runs(
 
     most = 1 if decay_share is not None else replicates
     rules = Rules(money, most, runs, weight, value, done)
-    basket = Basket(offered, costs, rules, start, _already(offered, observations))
+    basket = Basket(offered, costs, rules, start, _already(offered, rows))
     stopped = acquire(
         basket,
-        old=_old(fit, observations),
+        old=_old(fit, rows),
         centre_K=np.array([np.log(optimum(fit, float(c), fixed=fixed)["N"]) for c in levels]),
     )
     if basket.lacking:
@@ -166,25 +168,32 @@ def _trusted(
     return (low, high)
 
 
-def _already(offered: Cells, observations: Observations | None) -> np.ndarray:
+def rows_of(fit: Fit | None, observations: Observations | None) -> np.ndarray | None:
+    """(3, M) N, D and C of the fitted rows, or None."""
+    if observations is not None:
+        return np.array([observations.values(name) for name in ("N", "D", "C")])
+    return np.array(fit.points).T if fit is not None and fit.points else None
+
+
+def _already(offered: Cells, rows_3M: np.ndarray | None) -> np.ndarray:
     """(Q,) how many old runs stand at each cell."""
-    if observations is None:
+    if rows_3M is None:
         return np.zeros(len(offered), int)
-    N, D = np.log(observations.values("N")), np.log(observations.values("D"))
+    N, D = np.log(rows_3M[:2])
     same = np.abs(np.log(offered.N)[:, None] - N) < SAME
     return (same & (np.abs(np.log(offered.D)[:, None] - D) < SAME)).sum(1)
 
 
-def _old(fit: Fit, observations: Observations | None) -> tuple[np.ndarray, np.ndarray]:
+def _old(fit: Fit, rows_3M: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """Budgets that have been measured and how many sizes each has."""
-    if observations is None:
+    if rows_3M is None or not fit.budgets:
         flops = np.array(fit.budgets)
         if not len(flops) and fit.status != ILL_POSED:
             # compute spread without budgets, and the law is fixed: bands stand for them
             low, high = fit.ranges["C"]
             flops = np.geomspace(low, high, BUDGETS)
         return flops, np.full(len(flops), fit.rows // max(len(flops), 1))
-    found, log_N = budgets(observations.values("C")), np.log(observations.values("N"))
+    found, log_N = budgets(rows_3M[2]), np.log(rows_3M[0])
     sizes = [len(np.unique(np.round(log_N[found.label_M == k] / SAME))) for k in range(found.count)]
     return found.flops, np.array(sizes)
 

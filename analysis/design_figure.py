@@ -7,32 +7,37 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
+from analysis.artefact import Fit
+from analysis.design import rows_of
 from analysis.observations import Observations
 from analysis.proposal import Design
 from analysis.scales import count, flops, log_x
 from analysis.svg import ACCENT, INK, MEASURED, MUTED, PAPER, STYLE, figure
 
 
-def design_figure(found: Design, observations: Observations | None = None) -> Figure:
-    """Sizes against compute with what is measured, chosen and aimed at; and the half width at the
-    target against what has been spent."""
+def design_figure(
+    found: Design, observations: Observations | None = None, *, fit: Fit | None = None
+) -> Figure:
+    """Sizes against compute with what is measured (by the rows, or by the fit they made), chosen
+    and aimed at; and the half width at the target against what has been spent."""
+    rows_3M = rows_of(fit, observations)
     with matplotlib.rc_context(STYLE):
         made, (left, right) = figure(width=9.6, height=4.0, columns=2)
-        _places(left, found, observations)
+        _places(left, found, rows_3M)
         _worth(right, found)
         return made
 
 
-def _places(axes: Axes, found: Design, observations: Observations | None) -> None:
-    if observations is None:
+def _places(axes: Axes, found: Design, rows_3M: np.ndarray | None) -> None:
+    if rows_3M is None:
         (N_lo, N_hi), (C_lo, C_hi) = found.measured["N"], found.measured["C"]
         axes.fill_between(
             [C_lo, C_hi], N_lo, N_hi, color=MUTED, alpha=0.15, lw=0, label="measured range"
         )
     else:
         axes.plot(
-            observations.values("C"), observations.values("N"), "o", color=MUTED, ms=4.5,
-            mec=PAPER, mew=0.6, label="measured",
+            rows_3M[2], rows_3M[0], "o", color=MUTED, ms=4.5, mec=PAPER, mew=0.6,
+            label="measured",
         )  # fmt: skip
     C, N = np.array([c.C for c in found.cells]), np.array([c.N for c in found.cells])
     again = np.array([c.replicate > 0 for c in found.cells], bool)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from analysis import laws
-from analysis.artefact import Fit
+from analysis.artefact import POINTS, Fit
 from analysis.backtest import rolling
 from analysis.bootstrap import Bootstrap, summary
 from analysis.bootstrap import bootstrap as refit
@@ -131,6 +131,7 @@ def fit(
         ranges=_ranges(problem),
         budgets=[] if problem.levels.are_bands else problem.levels.flops.tolist(),
         flops_per_token=observations.flops_per_token,
+        points=_points(problem),
         run_ids=list(observations.ids),
         source=observations.source,
         options=options,
@@ -209,6 +210,13 @@ def _ranges(problem: Problem) -> dict[str, list[float]]:
     if {"N", "D"} <= set(problem.x):
         values["D/N"] = problem.x["D"] / problem.x["N"]
     return {name: [float(v.min()), float(v.max())] for name, v in values.items()}
+
+
+def _points(problem: Problem) -> list[list[float]]:
+    """N, D and C of every row, where the law is of runs and they are not a curve's many rows."""
+    if problem.C is None or not {"N", "D"} <= set(problem.x) or problem.rows > POINTS:
+        return []
+    return np.stack([problem.x["N"], problem.x["D"], problem.C], axis=1).tolist()
 
 
 def _version() -> str:

@@ -130,12 +130,16 @@ class Fitted:
         """Which runs to train next for `cost` FLOPs to know `target` FLOPs; `options` are those of
         `analysis.design.next_runs`."""
         from analysis.design import next_runs
+        from analysis.design_figure import design_figure
 
         known(next_runs, options)
         found = next_runs(
             self.value, cost=cost, target=target, **{"observations": self.observations, **options}
         )
-        return Answer(found, found.to_json(), found.text(), _html.design(found))
+        return Answer(
+            found, found.to_json(), found.text(), _html.design(found),
+            lambda: design_figure(found, options.get("observations"), fit=self.value),
+        )  # fmt: skip
 
     def isoflop(self, *, residual: Literal["log", "linear"] = "log") -> Answer:
         """Each budget's valley, checked against this fit."""

@@ -152,3 +152,38 @@ def test_isoflop_takes_parabolas_through_losses_as_the_paper_did(folder, capsys)
         c0, c1, c2 = valley["parabola"]
         assert c2 == pytest.approx(np.polyfit(np.log(valley["N"]), valley["loss"], 2)[0], rel=1e-6)
         assert log["parabola"][2] != pytest.approx(c2, rel=0.1)
+
+
+NEXT = ["--cost=5e14", "--flops=1e16"]
+
+
+def test_next_knows_the_fitted_runs_from_the_fit_alone(folder, capsys):
+    fit = str(folder / "old.json")
+    _, alone = answer(capsys, "next", fit, *NEXT)
+    _, told = answer(
+        capsys, "next", fit, *NEXT, "--data", *data(folder), "--where", "recipe == 'old'"
+    )
+    assert alone == told
+    runs = json.loads((folder / "old.json").read_text())["points"]
+    assert len(runs) == 24 and all(c == pytest.approx(6 * n * d) for n, d, c in runs)
+
+
+def test_a_fit_of_an_older_version_without_its_points_is_read(folder, capsys):
+    tree = json.loads((folder / "old.json").read_text())
+    del tree["points"]
+    old = folder / "older.json"
+    old.write_text(json.dumps(tree))
+    status, found = answer(capsys, "next", str(old), *NEXT)
+    assert status == 0 and found["cells"]
+    tree["points"] = [[1e6, 2e7]]
+    old.write_text(json.dumps(tree))
+    assert ladder.main(["next", str(old), *NEXT]) == 2
+    assert "points" in capsys.readouterr().err
+
+
+def test_next_draws_the_runs_that_are_there(folder, capsys):
+    path = folder / "next.svg"
+    status, _ = answer(capsys, "next", str(folder / "old.json"), *NEXT, "--figure", str(path))
+    drawn = path.read_text()
+    assert status == 0 and ">measured<" in drawn and ">to train<" in drawn
+    assert ">measured range<" not in drawn
