@@ -146,6 +146,11 @@ def _zoo(args: argparse.Namespace) -> Zoo:
         if unknown:
             raise InputError("--tasks", unknown[0], f"choose of {', '.join(chosen)}")
         chosen = {name: chosen[name] for name in args.tasks.split(",") if name}
+    if args.task_archs is not None:
+        base["task_archs"] = tuple(args.task_archs.split(","))
+        for name in base["task_archs"]:
+            if name not in names:
+                raise InputError("--task-archs", name, f"choose of {', '.join(names)}")
     return Zoo(archs=tuple(names), tasks=chosen, **base)
 
 
@@ -158,6 +163,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--widths", metavar="D,D", help="trained at every budget")
     parser.add_argument("--seeds", type=int, metavar="N", help="(default: 3)")
     parser.add_argument("--tasks", metavar="A,B", help="of recall, parity, s3; '' leaves them out")
+    parser.add_argument("--task-archs", metavar="A,B", help="(default: all that are trained)")
     parser.add_argument("--task-steps", type=int, metavar="N", help="(default: 1000)")
     parser.add_argument("--task-lrs", default="0.004", metavar="A,B", help="the best counts")
     parser.add_argument("--pairs", type=int, default=4, metavar="N", help="of recall (default: 4)")

@@ -86,7 +86,7 @@ def page(value: dict[str, Any], zoo: Zoo, *, figure: str) -> str:
             f"| architecture | {tasks} | not done |",
             f"|---|{'---|' * (len(zoo.tasks) + 1)}",
         ]
-        parts += [_task_row(name, found[name], zoo) for name in names]
+        parts += [_task_row(name, found[name], zoo) for name in names if found[name]["tasks"]]
         parts += [""]
     parts += [
         "## Speed, memory, decode state",

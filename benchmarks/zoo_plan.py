@@ -67,6 +67,7 @@ class Zoo:
     widths: tuple[int, ...] = (16, 24, 32)
     seeds: tuple[int, ...] = (0, 1, 2)
     tasks: dict[str, Task] = dataclasses.field(default_factory=dict)
+    task_archs: tuple[str, ...] = ()  # those that do the tasks; none named: all
     task_width: int = 64
     reference: tuple[int, int, int] = (128, 512, 4)  # width, tokens of a sequence, sequences
     out: str = "zoo"  # of the page, its JSON and its figure
@@ -109,7 +110,8 @@ def plans(zoo: Zoo) -> tuple[Plan | None, Plan | None, dict[str, str]]:
     for arch in zoo.archs:
         try:
             ours = _text(zoo, arch) if zoo.budgets else []
-            more = [run for name in zoo.tasks for run in _task(zoo, arch, name)]
+            asked = zoo.tasks if not zoo.task_archs or arch in zoo.task_archs else ()
+            more = [run for name in asked for run in _task(zoo, arch, name)]
             zoo.reference_run(arch)
         except (InputError, ValueError) as error:
             left_out[arch] = " ".join(str(error).split())[:300]
