@@ -108,7 +108,7 @@ def allocate(
 
     `flops_per_token(N)` is the family's; the interval of each is that of the draws' own optima.
     """
-    _three_inputs(fit)
+    three_inputs(fit)
     _positive(flops=flops, unique=unique)
     N = np.geomspace(*_sizes(flops), GRID)
     D = flops / flops_per_token(N)
@@ -133,7 +133,7 @@ def unique_needed(
 ) -> dict[str, Range]:
     """The fewest unique tokens `U` with which D tokens at N parameters lose at most the fraction
     `within` against all-new tokens, and the `epochs` that are D / U."""
-    _three_inputs(fit)
+    three_inputs(fit)
     _positive(N=N, D=D, within=within)
     unique = D * np.geomspace(1 / EPOCHS, 1, GRID)
     thetas = np.concatenate([fit.theta_p[None], fit.samples_Sp])
@@ -147,7 +147,7 @@ def unique_needed(
 def most_epochs(fit: Fitted, *, N: float, U: float, level: float = 0.95) -> Range | None:
     """Epochs over U tokens after which more of them raise the loss at N parameters; None where the
     law foresees no harm up to EPOCHS."""
-    _three_inputs(fit)
+    three_inputs(fit)
     _positive(N=N, U=U)
     epochs = np.geomspace(1, EPOCHS, GRID)
     thetas = np.concatenate([fit.theta_p[None], fit.samples_Sp])
@@ -195,7 +195,7 @@ def _sizes(flops: float) -> tuple[float, float]:
     return middle / np.sqrt(3e5), middle / np.sqrt(0.03)
 
 
-def _three_inputs(fit: Fitted) -> None:
+def three_inputs(fit: Fitted) -> None:
     law = fit.where.law
     if set(law.input_names) != {"N", "D", "U"}:
         raise InputError(
