@@ -1,9 +1,9 @@
 """What is a trained structured model as a dense one? The same function, each product of factors
 made into its matrix once.
 
-For decoding: with few tokens at a time the factors cost more than the matrix, since a second
-product has to wait for the first (the pre-merge of Wei et al. 2024). benchmarks/README.md has the
-number of tokens from which the factors pay.
+For decoding where a second small product costs more than the weights it saves: on an A100 with up
+to some 16 tokens at a time (the pre-merge of Wei et al. 2024). On CPU the factors were the faster
+form from one token on (benchmarks/README.md).
 """
 
 from collections.abc import Mapping
