@@ -104,6 +104,17 @@ def sliding_window(d_model: int = 128) -> ModelSpec:
     )
 
 
+def diffusion(d_model: int = 128) -> ModelSpec:
+    """Masked diffusion (Nie et al. 2024): `dense` that sees both ways, with an input id for hidden
+    tokens that the readout lacks; trained by train/objectives/masked_diffusion.py.
+
+    Differs: muP and its start of the weights, where the paper has SMDM's own; documents stay apart.
+    """
+    return replace(
+        dense(d_model), arch="diffusion", objective="masked_diffusion", causal=False, extra_inputs=1
+    )
+
+
 def linear(d_model: int = 128) -> ModelSpec:
     """Basic linear attention (Katharopoulos et al. 2020): elu + 1 as its features, a norm over each
     head's output in place of the denominator.

@@ -52,7 +52,8 @@ def count(spec: ModelSpec, *, seq_len: int, remat: str = "none") -> Counts:
             module = resolve(layer.kind, room=room)
             sizes = {**spec.shared_sizes, **layer.sizes(spec.shared_sizes)}
             for causal in extra:
-                extra[causal] += module.extra_flops(layer, sizes, seq_len=seq_len, causal=causal)
+                half = causal and spec.causal  # where all is seen there is no half
+                extra[causal] += module.extra_flops(layer, sizes, seq_len=seq_len, causal=half)
             if room == "mixers":
                 held = module.decode_state(layer, sizes)
                 state = {key: state[key] + held[key] for key in state}

@@ -29,6 +29,8 @@ class Decoder(nnx.Module):
     def __init__(self, spec: ModelSpec, declare: Declare):
         self.spec = spec
         self.embed = declare.table("embed", "V D", matmuls=1.0 if spec.tied else 0.0)
+        # a table of its own: the vocabulary stays as divisible as it was
+        self.extra = declare.table("extra", "U D") if spec.extra_inputs else None
         self.positions = declare.table("positions", "T D") if spec.learned_positions else None
 
         def blocks(name: str, specs: tuple[BlockSpec, ...], begin: int, stop: int) -> nnx.List:
@@ -64,6 +66,8 @@ class Decoder(nnx.Module):
         self, tokens_BT: jax.Array, ctx: Context, *, dtype: Any
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The residual stream (B, T, D) after the last block, before the final norm, and aux."""
+        if not self.spec.causal:
+            ctx = replace(ctx, prefix_BT=jnp.ones(tokens_BT.shape, bool))
         x_BTD = self._embedded(tokens_BT, ctx, dtype=dtype)
         x_BTD, aux, ctx = _once(self.first, x_BTD, ctx)
         x_BTD, more = _stacked(self.repeat, self.spec.n_repeats, x_BTD, ctx)
@@ -92,6 +96,8 @@ class Decoder(nnx.Module):
 
         The positions are the state's own; those of `ctx` are not read.
         """
+        if not self.spec.causal:
+            raise ValueError("a model that is not causal has no next position to go on with")
         T = tokens_BT.shape[1]
         positions_T = state["position"] + jnp.arange(T, dtype=jnp.int32)
         ctx = replace(ctx, positions_BT=jnp.broadcast_to(positions_T, tokens_BT.shape))
@@ -124,7 +130,13 @@ class Decoder(nnx.Module):
         return ctx.constrain(self._readout(self.norm(x_BTD)), "B T V"), after
 
     def _embedded(self, tokens_BT: jax.Array, ctx: Context, *, dtype: Any) -> jax.Array:
-        x_BTD = self.embed[...][tokens_BT]
+        if self.extra is None:
+            x_BTD = self.embed[...][tokens_BT]
+        else:
+            beyond_BT = tokens_BT - self.spec.vocab
+            known_BTD = self.embed[...][jnp.minimum(tokens_BT, self.spec.vocab - 1)]
+            extra_BTD = self.extra[...][jnp.maximum(beyond_BT, 0)]
+            x_BTD = jnp.where(beyond_BT[..., None] >= 0, extra_BTD, known_BTD)
         if self.positions is not None:
             x_BTD = x_BTD + self.positions[...][ctx.positions_BT]
         return ctx.constrain(x_BTD.astype(dtype), "B T D")

@@ -185,10 +185,11 @@ class Parametrisation:
 @dataclass(frozen=True, kw_only=True, config=SPEC)
 class ModelSpec:
     """A decoder: embedding, `first` blocks, `repeat` tiled over the depth, `last` blocks, norm,
-    readout.
+    readout. Where it is not causal, every position sees its whole document.
     """
 
     arch: str = "custom"  # a label for people; never parsed
+    objective: str = "next_token"  # what it is made for: a run's objective unless it names another
     d_model: int = Field(ge=1, le=WIDEST)
     n_layers: int = Field(ge=1, le=DEEPEST)
     vocab: int = Field(default=256, ge=2)
@@ -197,6 +198,8 @@ class ModelSpec:
     last: tuple[BlockSpec, ...] = ()
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     tied: bool = False
+    causal: bool = True
+    extra_inputs: int = Field(default=0, ge=0)  # ids from `vocab` on that are read and never said
     learned_positions: int | None = Field(
         default=None, ge=1
     )  # longest sequence of a learned position table
@@ -213,8 +216,13 @@ class ModelSpec:
         published: set[str] = set()
         for part in ("first", "repeat", "last"):
             for block in getattr(self, part):
-                for _, layer in block.layers:
+                for room, layer in block.layers:
                     layer.sizes(self.shared_sizes)
+                    if not (self.causal or layer.bidirectional or room == "ffns"):
+                        raise ValueError(
+                            f"a {layer.kind} layer sees earlier positions only; write "
+                            f"causal=true, or a mixer that sees both ways, such as attention"
+                        )
                     if missing := sorted(set(layer.reads) - published):
                         raise ValueError(
                             f"a {layer.kind} layer of `{part}` reads {', '.join(missing)}, which "
@@ -253,7 +261,12 @@ class ModelSpec:
 
     @property
     def shared_sizes(self) -> dict[str, int]:
-        return {"D": self.d_model, "V": self.vocab, "Z": self.n_repeats}
+        return {
+            "D": self.d_model,
+            "V": self.vocab,
+            "U": self.extra_inputs,
+            "Z": self.n_repeats,
+        }
 
     @property
     def width_multiple(self) -> float:

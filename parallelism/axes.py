@@ -34,6 +34,7 @@ AXES = {
         Axis("K", "per_head", "width of one head; of its queries and keys where values differ"),
         Axis("M", "per_value", "width of one head's values"),
         Axis("V", "vocab", "vocabulary"),
+        Axis("U", "extra_inputs", "ids beyond the vocabulary, read and never said: of a mask"),
         Axis("E", "experts", "experts"),
         Axis("N", "state", "recurrent state"),
         Axis("P", "streams", "parallel streams"),

@@ -20,6 +20,7 @@ import numpy as np
 from model.count import count
 from parallelism.errors import InputError
 from parallelism.place import batch_sharding, replicated
+from train.batches import training
 from train.environment import environment
 from train.loop import IN_FLIGHT, Progress, open_text, train
 from train.paths import put
@@ -186,7 +187,7 @@ class _Rounds:
         self.peak: list[float] = []
         self.numbers = jax.device_put(hyper(spec), replicated(ready.mesh))
         data = open_text(spec, cache=cache)
-        self.batch = jax.device_put(data.batch(0)._asdict(), batch_sharding(ready.mesh))
+        self.batch = jax.device_put(training(spec, data, 0), batch_sharding(ready.mesh))
         self.state = jax.device_put(initial_state(ready.model, spec.seed), ready.shardings)
         self.products = [_product(n, spec) for n in PRODUCTS[jax.default_backend()]]
         self.seen, self.since = 0, 0.0

@@ -21,6 +21,7 @@ from model.context import Context, unplaced
 from model.decoder import build
 from model.spec import ModelSpec
 from train.data.pipeline import open_data
+from train.objectives import Arrays, ObjectiveSpec
 from train.paths import put
 from train.schedule import hyper
 from train.spec import BudgetSpec, DataSpec, OptimSpec, RunSpec, ScheduleSpec
@@ -88,14 +89,25 @@ def coordinate_check(
     """Slopes of the change of stream and logits against width, at the depth and on the text of
     `spec`.
     """
+    objective, vocab = spec.objective, spec.model.vocab
     data = open_data(
-        spec.data, seed=0, sequences_per_batch=ROWS, cache=cache, vocab=spec.model.vocab
+        spec.data,
+        seed=0,
+        sequences_per_batch=ROWS,
+        cache=cache,
+        vocab=vocab,
+        reserved=objective.reserved,
     )
-    batches = [data.batch(seed)._asdict() for seed in range(seeds)]
+    batches = [
+        objective.prepare(
+            data.batch(seed), rows_B=np.arange(ROWS) + seed * ROWS, seed=0, vocab=vocab
+        )
+        for seed in range(seeds)
+    ]
     changes: dict[str, list[float]] = {name: [] for name in COORDINATES}
     models = [put(spec, {"model.d_model": width}).model for width in widths]  # all, or an error
     for model in models:
-        per_seed = _changes(model, batches, lr=lr, steps=steps)
+        per_seed = _changes(model, objective, batches, lr=lr, steps=steps)
         for i, name in enumerate(COORDINATES):
             changes[name].append(float(np.mean([c[i] for c in per_seed])))
     slopes = {
@@ -117,7 +129,7 @@ def coordinate_check(
 
 
 def _changes(
-    spec: ModelSpec, batches: list[dict[str, np.ndarray]], *, lr: float, steps: int
+    spec: ModelSpec, objective: ObjectiveSpec, batches: list[Arrays], *, lr: float, steps: int
 ) -> list[tuple[float, float]]:
     """Mean |change| of (stream, logits) over `steps` updates on one batch of real text, for each
     seed's batch.
@@ -128,6 +140,7 @@ def _changes(
     rows, seq_len = batches[0]["tokens_BT"].shape
     run = RunSpec(
         model=spec,
+        objective=objective,
         optim=OptimSpec(lr=lr, weight_decay=0.0),
         schedule=ScheduleSpec(kind="constant", warmup=0.0),
         data=DataSpec(seq_len=seq_len),
@@ -142,12 +155,17 @@ def _changes(
         remat="none",
         dtype=jnp.float32,
         isolate=True,
+        objective=objective.loss,
     )
 
     @jax.jit
     def coordinates(params: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
         positions_BT = jnp.broadcast_to(jnp.arange(seq_len), (rows, seq_len))
-        ctx = Context(positions_BT=positions_BT, segments_BT=batch["segments_BT"])
+        ctx = Context(
+            positions_BT=positions_BT,
+            segments_BT=batch["segments_BT"],
+            prefix_BT=batch.get("prefix_BT"),
+        )
         module = model.module(params)
         stream, _ = module.stream(batch["tokens_BT"], ctx, dtype=jnp.float32)
         logits, _ = module(batch["tokens_BT"], ctx, dtype=jnp.float32)

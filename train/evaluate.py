@@ -3,32 +3,31 @@ host.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
+from train.batches import HeldOut
 
 
 def evaluate(
     step: Callable[[Any, Any], tuple[Any, Any, Any]],
     params: Any,
-    batches: Iterable[Mapping[str, Any]],
-    *,
-    name: str,
-    bytes_per_token: float | None,
-    answers: bool = False,
+    measure: HeldOut,
 ) -> dict[str, float]:
     """`loss/<name>` in nats per token; `bpb/<name>` in bits per byte where the text's bytes are
-    known; `accuracy/<name>`, the share of right answers, where the targets are `answers`.
+    known; `accuracy/<name>`, the share of right answers, where only answers are asked for.
     """
-    sums = [step(params, batch) for batch in batches]  # dispatched together, then read
+    name = measure.name
+    sums = [step(params, batch) for batch in measure.batches]  # dispatched together, then read
     nats, weights, right = (
         math.fsum(float(np.asarray(value)) for value in column)
         for column in zip(*sums, strict=True)
     )
     out = {f"loss/{name}": nats / weights}
-    if bytes_per_token is not None:
-        out[f"bpb/{name}"] = nats / weights / (bytes_per_token * math.log(2))
-    if answers:
+    if measure.bytes_per_token is not None:
+        out[f"bpb/{name}"] = nats / weights / (measure.bytes_per_token * math.log(2))
+    if measure.answers:
         out[f"accuracy/{name}"] = right / weights
     return out

@@ -17,6 +17,7 @@ import jax
 from model.count import count
 from parallelism.errors import InputError
 from parallelism.place import replicated
+from train.batches import held_out, training
 from train.checkpoint import Checkpoints
 from train.data.pipeline import Data, open_data
 from train.environment import environment
@@ -142,10 +143,10 @@ def _train(spec: RunSpec, run: RunDir, *, cache: Path, progress: Report) -> Outc
     ledger = run.ledger(resume_step=step) if lead else None
     tracker = open_tracker(run.run_id, to_dict(spec), folder=str(run.path)) if lead else None
     numbers = jax.device_put(hyper(spec), replicated(ready.mesh))
-    validation = {
-        name: [place(b) for b in data.validation(spec.evaluation.tokens, name=name, **share)]
-        for name in data.validation_sets
-    }
+    measures = [
+        dataclasses.replace(m, batches=[place(b) for b in m.batches])
+        for m in held_out(spec, data, **share)
+    ]
     worst = EXPLODED * math.log(spec.model.vocab)
     row: dict[str, Any] = {}
     bad: str | None = None
@@ -186,15 +187,8 @@ def _train(spec: RunSpec, run: RunDir, *, cache: Path, progress: Report) -> Outc
             )
         if bad is None and evaluated:
             show("evaluate")
-            for name, batches in validation.items():
-                row |= evaluate(
-                    ready.evaluate,
-                    state["params"],
-                    batches,
-                    name=name,
-                    bytes_per_token=data.bytes_per_token(name),
-                    answers=data.has_answers(name),
-                )
+            for measure in measures:
+                row |= evaluate(ready.evaluate, state["params"], measure)
         row |= {
             "time/seconds": seconds(),
             "time/device_seconds": seconds() * ready.mesh.size,
@@ -219,7 +213,7 @@ def _train(spec: RunSpec, run: RunDir, *, cache: Path, progress: Report) -> Outc
             losses: deque[jax.Array] = deque()
             stop = False
             while step < spec.steps and not stop and bad is None:
-                batch = place(data.batch(step, **share))
+                batch = place(training(spec, data, step, **share))
                 state, loss = ready.step(state, numbers, batch)
                 step += 1
                 losses.append(loss)
@@ -304,6 +298,7 @@ def open_text(spec: RunSpec, *, cache: Path) -> Data:
         sequences_per_batch=spec.sequences_per_batch,
         cache=cache / "data",
         vocab=spec.model.vocab,
+        reserved=spec.objective.reserved,
     )
 
 

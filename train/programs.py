@@ -24,7 +24,6 @@ from jax.sharding import Mesh
 from model.decoder import Model, build
 from parallelism.mesh import make_mesh
 from parallelism.place import batch_sharding, constrainer, parameter_sharding, replicated
-from train.objectives import scored
 from train.record import disk_error
 from train.schedule import hyper
 from train.spec import RunSpec, to_dict
@@ -65,7 +64,7 @@ def resolved_execution(spec: RunSpec) -> dict[str, str]:
 def shape_key(spec: RunSpec) -> str:
     """Runs with equal keys execute the same programs; only data differs."""
     tree = to_dict(spec)
-    del tree["model"]["arch"]
+    del tree["model"]["arch"], tree["model"]["objective"]
     for part in ("first", "repeat", "last"):  # weights of the layers' own losses are data
         for block, said in zip(getattr(spec.model, part), tree["model"][part], strict=True):
             for name, layer in (("mixer", block.mixer), ("ffn", block.ffn)):
@@ -77,6 +76,7 @@ def shape_key(spec: RunSpec) -> str:
         spec.data.seq_len,
         spec.data.isolate_documents,
         spec.sequences_per_batch,
+        [spec.objective.kind, sorted(spec.objective.arrays)],  # its knobs act on the host
         execution,
         resolved_execution(spec),
     ]
@@ -90,6 +90,7 @@ def abstract_batch(spec: RunSpec) -> dict[str, jax.ShapeDtypeStruct]:
         "targets_BT": np.int32,
         "segments_BT": np.int32,
         "weights_BT": np.float32,
+        **spec.objective.arrays,
     }
     return {name: jax.ShapeDtypeStruct(shape, kind) for name, kind in kinds.items()}
 
@@ -119,10 +120,11 @@ def traced(spec: RunSpec, model: Model, mesh: Mesh) -> tuple[Any, Any]:
         remat=spec.execution.remat,
         dtype=jnp.dtype(resolved["compute_dtype"]),
         isolate=spec.data.isolate_documents,
+        objective=spec.objective.loss,
     )
 
     def evaluation(params: Any, batch: Any) -> tuple[jax.Array, ...]:
-        return loss(params, batch, objective=scored)[:-1]
+        return loss(params, batch, objective=spec.objective.score)[:-1]
 
     return train_step(model, loss, accumulate=spec.execution.accumulate), evaluation
 

@@ -27,6 +27,8 @@ FORMAT = 1  # of spec.json; a reader refuses newer ones
 # that kind: "model.repeat.*.mixer:attention.sinks".
 ADDED_SINCE_FORMAT_1: dict[str, Any] = {
     "model.parametrisation.base_d_head": None,  # heads of any width scaled as K^-1/2
+    "model.causal": True,
+    "model.extra_inputs": 0,
 }
 
 
@@ -120,6 +122,15 @@ def _dump(value: Any) -> Any:
 Source = Annotated[Any, BeforeValidator(_source), PlainSerializer(_dump)]
 
 
+def _objective(value: Any) -> Any:
+    from train import objectives  # which takes rows, and those read corpora by this file's specs
+
+    return objectives.read(value)
+
+
+Objective = Annotated[Any, BeforeValidator(_objective), PlainSerializer(_dump)]
+
+
 @dataclass(frozen=True, kw_only=True, config=SPEC)
 class DataSpec:
     """What is read: sources, tokeniser, sequence length, validation split."""
@@ -181,11 +192,16 @@ class RunSpec:
     data: DataSpec = Field(default_factory=DataSpec)
     budget: BudgetSpec = Field(default_factory=BudgetSpec)
     evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec)
+    objective: Objective = None  # read as the one that the model is made for
     seed: int = Field(default=0, ge=0, lt=2**31)
     execution: ExecutionSpec = Field(default_factory=ExecutionSpec)
 
     def __post_init__(self):
         data, budget, execution = self.data, self.budget, self.execution
+        if self.objective is None:
+            object.__setattr__(self, "objective", _objective(self.model.objective))
+        tasks = any(not isinstance(s, SourceSpec) for s in data.sources)
+        self.objective.check(self.model, tasks=tasks)
         if budget.batch_tokens % data.seq_len:
             below = max(1, budget.batch_tokens // data.seq_len) * data.seq_len
             raise ValueError(
@@ -304,6 +320,9 @@ def canonical(spec: RunSpec, added: dict[str, Any] | None = None) -> str:
     tree = to_dict(spec)
     del tree["execution"]
     del tree["model"]["arch"]  # a label: the blocks say what the architecture is
+    del tree["model"]["objective"]  # a label too: `objective` says what the run's is
+    if tree["objective"] == {"kind": "next_token"}:  # all there was before the field
+        del tree["objective"]
     for path, legacy in (ADDED_SINCE_FORMAT_1 if added is None else added).items():
         for node, leaf in _holders(tree, path):
             if leaf in node and node[leaf] == legacy:

@@ -1,13 +1,13 @@
 """How do host arrays get onto the mesh, from one process or from many?"""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from parallelism.place import batch_sharding
-from train.data.rows import Batch
 from train.spec import RunSpec
 
 
@@ -22,7 +22,7 @@ def spread(state: Any, shardings: Any) -> Any:
 
 def placer(
     mesh: Mesh, spec: RunSpec
-) -> tuple[Callable[[Batch], dict[str, jax.Array]], dict[str, int]]:
+) -> tuple[Callable[[Mapping[str, np.ndarray]], dict[str, jax.Array]], dict[str, int]]:
     """(this process's rows of a batch -> the global batch on the mesh, which rows those are).
 
     A process reads only its own rows where its devices hold exactly those; on a mesh whose replicas
@@ -32,20 +32,20 @@ def placer(
     shape = (spec.sequences_per_batch, spec.data.seq_len)
     processes, index = jax.process_count(), jax.process_index()
     if processes == 1:
-        return lambda batch: jax.device_put(batch._asdict(), sharding), {}
+        return lambda batch: jax.device_put(dict(batch), sharding), {}
     indices = sharding.addressable_devices_indices_map(shape).values()
     held = {index[0].indices(shape[0])[:2] for index in indices if index is not None}
     low, high = min(a for a, _ in held), max(b for _, b in held)
     size = shape[0] // processes
     if shape[0] % processes == 0 and (low, high) == (index * size, (index + 1) * size):
 
-        def local(batch: Batch) -> dict[str, jax.Array]:
+        def local(batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
             make = jax.make_array_from_process_local_data
-            return {k: make(sharding, v, shape) for k, v in batch._asdict().items()}
+            return {k: make(sharding, v, shape) for k, v in batch.items()}
 
         return local, {"process_index": index, "process_count": processes}
 
-    def whole(batch: Batch) -> dict[str, jax.Array]:
-        return spread(batch._asdict(), {k: sharding for k in batch._asdict()})
+    def whole(batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+        return spread(dict(batch), {k: sharding for k in batch})
 
     return whole, {}

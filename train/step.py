@@ -16,7 +16,7 @@ import optax
 
 from model.context import Constrain, Context
 from model.decoder import Model
-from train.objectives import next_token
+from train.objectives import next_token, normaliser
 from train.optimizer import adamw
 from train.schedule import Hyper, learning_rate
 
@@ -38,7 +38,7 @@ def forward(
     objective: Callable[[jax.Array, Batch], Any] = next_token,
     progress: jax.Array | None = None,
 ) -> Any:
-    """The objective of a batch, which is summed nats and summed weights for a start, then the
+    """The objective of a batch, which is summed nats and their normaliser for a start, then the
     layers' aux.
 
     `progress` is the fraction of the run that is done, None for the model as it will be used.
@@ -48,6 +48,7 @@ def forward(
     ctx = Context(
         positions_BT=positions_BT,
         segments_BT=batch["segments_BT"] if isolate else None,
+        prefix_BT=batch.get("prefix_BT"),
         constrain=constrain,
         layers=layers,
         remat=remat,
@@ -102,7 +103,7 @@ def train_step(
 
     def gradients(params: Mapping[str, jax.Array], batch: Batch, hyper: Hyper, progress: jax.Array):
         # the mean is over the whole batch, so micro-batches weigh by their tokens
-        total = jnp.maximum(jnp.sum(batch["weights_BT"]), 1.0)
+        total = jnp.maximum(normaliser(batch), 1.0)
 
         def objective(params: Mapping[str, jax.Array], batch: Batch):
             nats, _, aux = loss(params, batch, progress=progress)

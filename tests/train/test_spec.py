@@ -10,6 +10,7 @@ from model.archs import build
 from parallelism.errors import InputError
 from train.paths import override, put
 from train.spec import (
+    ADDED_SINCE_FORMAT_1,
     FORMAT,
     RunSpec,
     canonical,
@@ -76,10 +77,11 @@ def test_every_number_of_the_science_changes_the_id():
     from train.paths import flatten
 
     spec, seen = RunSpec(model=build("dense")), {}
+    needed = {"model.causal": {"objective": "masked_diffusion", "model.extra_inputs": 2}}
     for path, value in flatten(to_dict(spec)).items():
         if path.startswith("execution.") or changed(value) is None:
             continue
-        other = put(spec, {path: changed(value)})
+        other = put(spec, {path: changed(value), **needed.get(path, {})})
         assert other.run_id not in seen, f"{path} and {seen[other.run_id]} give one id"
         seen[other.run_id] = path
     assert spec.run_id not in seen and len(seen) > 25
@@ -96,6 +98,7 @@ def test_a_field_left_out_by_hand_is_read_with_its_default():
 
 # As if these had been added now, each with the value that old runs had.
 ADDED = {
+    **ADDED_SINCE_FORMAT_1,
     "optim.beta1": 0.9,
     "evaluation.every": None,
     "model.repeat.*.mixer:attention.qk_norm": False,

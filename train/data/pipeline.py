@@ -78,8 +78,9 @@ class Data:
 
         return batches()
 
-    def bytes_per_token(self, name: str = WHOLE) -> float | None:
-        """UTF-8 bytes of held-out text for each token the loss asks for; None where unknown.
+    def bytes_per_token(self, name: str = WHOLE, *, every: bool = False) -> float | None:
+        """UTF-8 bytes of held-out text for each token the loss asks for; None where unknown. It
+        asks for all but the first of each document, or for `every` one.
 
         Bits per byte = nats per token / (ln 2 x this). Exactly 1 for bytes: the end-of-document
         token is asked for, the first of a document is not.
@@ -88,7 +89,8 @@ class Data:
         sizes = [s.text_bytes for s in sides]
         if None in sizes:
             return None
-        return sum(s or 0.0 for s in sizes) / sum(s.n_predicted for s in sides)
+        asked = sum(s.n_tokens if every else s.n_predicted for s in sides)
+        return sum(s or 0.0 for s in sizes) / asked
 
     def has_answers(self, name: str = WHOLE) -> bool:
         """Whether the loss asks for answers only, so that counting the right ones makes sense."""
@@ -174,11 +176,17 @@ class Data:
 
 
 def open_data(
-    spec: DataSpec, *, seed: int, sequences_per_batch: int, cache: Path, vocab: int
+    spec: DataSpec,
+    *,
+    seed: int,
+    sequences_per_batch: int,
+    cache: Path,
+    vocab: int,
+    reserved: int = 0,
 ) -> Data:
     """Tokenise (or find in `cache`) every source and split it; InputError names field or file.
 
-    `vocab` is the model's: ids must lie below it.
+    `vocab` is the model's: ids must lie below it, and below the `reserved` ones at its end.
     """
     fields = [f"data.sources.{i}" for i in range(len(spec.sources))]
     texts = [s for s in spec.sources if not isinstance(s, TaskSpec)]
@@ -193,7 +201,7 @@ def open_data(
     any_ids = spec.tokenizer == "bytes" and all(s.kind == "tokens" for s in texts)
     named = {f: c for f, c in zip(fields, corpora, strict=True) if isinstance(c, Corpus)}
     expected = next(iter(named.values())) if any_ids and named else tokenizer
-    _check_vocab(fields, corpora, vocab=vocab)
+    _check_vocab(fields, corpora, vocab=vocab, reserved=reserved)
     _check_ids(named, expected=(expected.n_vocab, expected.end_of_document))
     hashes = [c.hashes_N for c in named.values()]
     masks = held_out(hashes, share=spec.validation, fields=list(named))
@@ -228,11 +236,13 @@ def open_data(
     )
 
 
-def _check_vocab(fields: list[str], corpora: list[Corpus | TaskSpec], *, vocab: int) -> None:
+def _check_vocab(fields: list[str], corpora: list[Any], *, vocab: int, reserved: int) -> None:
     for name, corpus in zip(fields, corpora, strict=True):
-        if corpus.n_vocab > vocab:
+        if corpus.n_vocab + reserved > vocab:
+            own = f" and the objective {reserved} of its own" if reserved else ""
+            instead = f"write {corpus.n_vocab + reserved} or more"
             raise InputError(
-                "model.vocab", vocab, f"{name} has {corpus.n_vocab} ids; write that or more"
+                "model.vocab", vocab, f"{name} has {corpus.n_vocab} ids{own}; {instead}"
             )
 
 

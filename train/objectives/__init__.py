@@ -1,0 +1,185 @@
+"""What is minimised, and measured? An objective turns rows of text into what the model is asked, on
+the host, and logits into a loss, on the device.
+
+An objective is one file here, or anybody's module: its `Spec` has the objective's knobs. What it
+draws for a row is a function of the seed and of the row's number in the run, so that resuming and
+sharing among processes change nothing; what it draws for a held-out row is the same in every run.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+from pydantic_core import PydanticCustomError
+
+from model.spec import ModelSpec, users_module
+from parallelism.axes import SPEC
+from parallelism.errors import nearest
+from train.data.rows import Batch
+
+Arrays = dict[str, np.ndarray]  # a batch by name: the arrays of `Batch`, and the objective's own
+
+
+def normaliser(batch: Mapping[str, jax.Array]) -> jax.Array:
+    """What the nats of a batch are divided by: the tokens it counts, or the sum of its weights."""
+    return jnp.sum(batch["counted_BT"] if "counted_BT" in batch else batch["weights_BT"])
+
+
+def next_token(
+    logits_BTV: jax.Array, batch: Mapping[str, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    """Cross-entropy of the targets in nats, summed with the batch's weights, and the normaliser.
+
+    Weights are 0 where the target lies in another document than the input, and on padding. float32
+    throughout.
+    """
+    peak_BT1 = jax.lax.stop_gradient(jnp.max(logits_BTV, axis=-1, keepdims=True))
+    shifted_BTV = logits_BTV - peak_BT1
+    normaliser_BT = jnp.log(jnp.sum(jnp.exp(shifted_BTV), axis=-1))
+    target_BT = jnp.take_along_axis(shifted_BTV, batch["targets_BT"][..., None], axis=-1)[..., 0]
+    return jnp.sum((normaliser_BT - target_BT) * batch["weights_BT"]), normaliser(batch)
+
+
+def scored(
+    logits_BTV: jax.Array, batch: Mapping[str, jax.Array]
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`next_token`, and the weights of the targets that the model would say: those whose logit lies
+    above every other, so that a model that tells nothing apart is never right.
+    """
+    nats, weights = next_token(logits_BTV, batch)
+    target_BT1 = jnp.take_along_axis(logits_BTV, batch["targets_BT"][..., None], axis=-1)
+    right_BT = jnp.sum(logits_BTV >= target_BT1, axis=-1) == 1
+    return nats, weights, jnp.sum(jnp.where(right_BT, batch["weights_BT"], 0.0))
+
+
+DEFAULT = "next_token"
+
+
+@dataclass(frozen=True, kw_only=True, config=SPEC)
+class ObjectiveSpec:
+    """Abstract: an objective's knobs. They act on the host alone: one compilation serves them all.
+
+    `loss` and `score` are compiled, and see arrays only.
+    """
+
+    kind: str
+
+    loss = staticmethod(next_token)  # (logits, batch) -> (summed nats, normaliser)
+    score = staticmethod(scored)  # and the weights of right answers
+
+    @property
+    def arrays(self) -> Mapping[str, Any]:
+        """Arrays (B, T) of its batches besides those of `Batch`, by name: their types."""
+        return {}
+
+    @property
+    def reserved(self) -> int:
+        """How many ids at the top of the model's vocabulary are its own, and none of the text's."""
+        return 0
+
+    @property
+    def both_ways(self) -> bool:
+        """Whether its model sees both ways. Such an objective asks for the first token of a
+        document too.
+        """
+        return False
+
+    def check(self, model: ModelSpec, *, tasks: bool) -> None:
+        """Raises ValueError, with what to write instead, for a model that it cannot train, or for
+        generated sources, whose answers are the next tokens.
+        """
+        if tasks and self.kind != DEFAULT:
+            raise ValueError(
+                f"objective {self.kind} asks for text and not for a task's answers; write "
+                f"objective={DEFAULT}, or sources of text"
+            )
+        if self.both_ways and model.causal:
+            raise ValueError(
+                f"objective {self.kind} asks for tokens from both sides and the model is causal; "
+                f"write model.causal=false, or start from the architecture diffusion"
+            )
+        if not (self.both_ways or model.causal):
+            raise ValueError(
+                f"objective {self.kind} would let a model that is not causal see what it is asked "
+                f"for; write objective.kind=masked_diffusion, or model.causal=true"
+            )
+
+    def prepare(self, batch: Batch, *, rows_B: np.ndarray, seed: int, vocab: int) -> Arrays:
+        """What is trained on: rows of text and their numbers in the run."""
+        raise NotImplementedError
+
+    def held_out(
+        self, batch: Batch, *, rows_B: np.ndarray, vocab: int
+    ) -> Iterator[tuple[str, Arrays]]:
+        """What is evaluated on: a name, empty for the model's loss, and a batch under that name."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True, config=SPEC)
+class NextToken(ObjectiveSpec):
+    """Every token from those before it."""
+
+    kind: Literal["next_token"] = "next_token"  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def prepare(self, batch: Batch, *, rows_B: np.ndarray, seed: int, vocab: int) -> Arrays:
+        return batch._asdict()
+
+    def held_out(
+        self, batch: Batch, *, rows_B: np.ndarray, vocab: int
+    ) -> Iterator[tuple[str, Arrays]]:
+        yield "", batch._asdict()
+
+
+def names() -> list[str]:
+    return sorted([DEFAULT, *(m.name for m in pkgutil.iter_modules(__path__))])
+
+
+def resolve(kind: str) -> type[ObjectiveSpec]:
+    """The Spec of an objective: of a file here, or of a dotted module of the user's own."""
+    if kind == DEFAULT:
+        return NextToken
+    hint = {"hint": nearest(kind, names())}
+    unknown = "unknown objective; {hint}, or the dotted name of a module of your own"
+    name = kind if "." in kind else f"{__name__}.{kind}"
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise PydanticCustomError("unknown_kind", unknown, hint)
+    try:
+        module = users_module(name) if "." in kind else importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not name.startswith(error.name):
+            raise  # the objective's file exists, and lacks a package of its own
+        raise PydanticCustomError("unknown_kind", unknown, hint) from None
+    spec = vars(module).get("Spec")
+    if not (isinstance(spec, type) and issubclass(spec, ObjectiveSpec)):
+        raise PydanticCustomError(
+            "unknown_kind",
+            "module {name} has no Spec that is an ObjectiveSpec, so it is no objective; {hint}",
+            {"name": name, **hint},
+        )
+    return spec
+
+
+def read(value: Any) -> Any:
+    """An objective from its kind or from an object of its fields; None stays."""
+    if value is None or isinstance(value, ObjectiveSpec):
+        return value
+    tree = {"kind": value} if isinstance(value, str) else value
+    if not isinstance(tree, dict) or not isinstance(tree.get("kind"), str):
+        said = 'an objective is an object with a kind; write {"kind": "next_token"}'
+        raise PydanticCustomError("no_objective", said)
+    made = resolve(tree["kind"])
+    try:
+        return TypeAdapter(made).validate_python(tree)
+    except ValidationError as error:
+        known = {
+            "errors": error.errors(include_url=False),
+            "fields": [f.name for f in fields(made)],
+        }
+        raise PydanticCustomError("nested", "invalid objective", known) from None
