@@ -124,6 +124,26 @@ def test_the_number_of_blocks_is_the_most_that_a_load_can_need():
         assert ops.n_blocks(choices, n_experts=n_experts, block=block) == most
 
 
+@pytest.mark.parametrize("block", [1, 8, None])
+def test_the_compiler_counts_the_products_of_the_slots_and_nothing_else(block: int | None):
+    """Wide, so that what is no product is below 2 %; every expert would be E / K times as much."""
+    tokens, d, f, n_experts, chosen = 256, 512, 512, 8, 2
+    kinds = [(tokens, d), (tokens, chosen), (tokens, chosen)]
+    kinds += [(n_experts, d, f), (n_experts, d, f), (n_experts, f, d)]
+    dtypes = [jnp.float32, jnp.int32, *[jnp.float32] * 4]
+    shapes = [jax.ShapeDtypeStruct(s, t) for s, t in zip(kinds, dtypes, strict=True)]
+
+    def run(x_TD, chosen_TK, weights_TK, *arrays):
+        return ops.padded(x_TD, chosen_TK, weights_TK, ops.Weights(*arrays), block=block)
+
+    analysis = jax.jit(run).lower(*shapes).cost_analysis()
+    assert analysis is not None
+    block = block or ops.default_block(tokens * chosen, n_experts=n_experts)
+    slots = block * ops.n_blocks(tokens * chosen, n_experts=n_experts, block=block)
+    assert tokens * chosen <= slots < tokens * chosen + n_experts * block
+    assert analysis["flops"] == pytest.approx(6 * slots * d * f, rel=0.02)
+
+
 # -- a capacity ------------------------------------------------------------------------------------
 
 
