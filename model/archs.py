@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from model.pattern import unit
-from model.spec import BlockSpec, ModelSpec, Parametrisation, resolve, users_module
+from model.spec import BlockSpec, ModelSpec, Parametrisation, StreamsSpec, resolve, users_module
 from parallelism.errors import InputError, nearest
 
 ASPECT = 64  # width per layer of the default shape rule (nanochat's dial); at least two layers
@@ -40,6 +40,16 @@ def dense(d_model: int = 128) -> ModelSpec:
         repeat=(block,),
         parametrisation=Parametrisation(output_multiplier=4.0, base_d_head=16),
     )
+
+
+def parscale(d_model: int = 128) -> ModelSpec:
+    """ParScale (Chen et al. 2025, arXiv 2505.10475): four streams through one `dense` decoder, told
+    apart by 48 learned keys and values in every attention layer, weighed into one at the end.
+
+    Differs: muP, a start of fan_in^-1/2 for the matrices that weigh streams (the release: 0.02),
+    prefixes from normal(0.02), which the release leaves open.
+    """
+    return replace(dense(d_model), arch="parscale", streams=StreamsSpec(count=4))
 
 
 def gpt2(d_model: int = 128) -> ModelSpec:

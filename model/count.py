@@ -13,8 +13,8 @@ from model.decoder import build
 from model.spec import ModelSpec, resolve
 
 CONVENTIONS = {
-    "six_nd": "6 x all parameters",
-    "six_nd_non_embedding": "6 x parameters without embedding tables and readout (Kaplan's N)",
+    "six_nd": "6 x all parameters, those of blocks once for each parallel stream",
+    "six_nd_non_embedding": "the same without embedding tables and readout (Kaplan's N)",
     "causal_attn": "3 x forward products, attention over the causal half (Porian et al.)",
     "full_attn": "3 x forward products, attention over all T x T scores (PaLM, Megatron)",
     "hardware": "full_attn plus the forward pass that rematerialisation repeats",
@@ -45,6 +45,8 @@ def count(spec: ModelSpec, *, seq_len: int, remat: str = "none") -> Counts:
     # a token meets the share of them that its choices can reach, at most all
     idle = sum(d.size - round(d.size * min(1.0, d.matmuls)) for d in routed)
     one = sum(d.size // d.shape[d.dims.index("E")] for d in routed)
+    streams = spec.n_streams
+    repeated = (streams - 1) * sum(d.size for d in declarations if d.block)
     extra = {causal: 0.0 for causal in (True, False)}
     state = {"per_token": 0, "fixed": 0}
     for block in spec.blocks:
@@ -56,14 +58,15 @@ def count(spec: ModelSpec, *, seq_len: int, remat: str = "none") -> Counts:
                 extra[causal] += module.extra_flops(layer, sizes, seq_len=seq_len, causal=half)
             if room == "mixers":
                 held = module.decode_state(layer, sizes)
-                state = {key: state[key] + held[key] for key in state}
+                state = {key: state[key] + streams * held[key] for key in state}
+    extra = {causal: streams * flops for causal, flops in extra.items()}
     # `dots` keeps every parameter product and repeats the rest
     again = {"none": 0.0, "full": in_blocks + extra[False], "dots": extra[False]}[remat]
     return Counts(
         params={"total": total, "non_embedding": total - outside, "active": total - idle},
         flops_per_token={
-            "six_nd": 6.0 * total,
-            "six_nd_non_embedding": 6.0 * (total - outside),
+            "six_nd": 6.0 * (total + repeated),
+            "six_nd_non_embedding": 6.0 * (total + repeated - outside),
             "causal_attn": 3 * (products + extra[True]),
             "full_attn": 3 * (products + extra[False]),
             "hardware": 3 * (products + extra[False]) + again,

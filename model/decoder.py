@@ -20,6 +20,7 @@ from model.block import Block, Norm, add_aux
 from model.context import Constrain, Context, State, unplaced
 from model.param import Declaration, Declare, Parameter, initial, linear
 from model.spec import BlockSpec, ModelSpec
+from model.streams import streams
 
 Params = Mapping[str, jax.Array]
 DecodeState = dict[str, Any]  # `position`, and each block's memory under first, repeat (on Z), last
@@ -34,7 +35,8 @@ class Decoder(nnx.Module):
         self.positions = declare.table("positions", "T D") if spec.learned_positions else None
 
         def blocks(name: str, specs: tuple[BlockSpec, ...], begin: int, stop: int) -> nnx.List:
-            scope = declare.within(name, stack="Z" if name == "repeat" else None, block=True)
+            stack = "Z" if name == "repeat" else None
+            scope = declare.within(name, stack=stack, block=True, times=spec.n_streams)
             made = []
             for i, s in enumerate(specs):
                 layers = tuple(range(begin + i, stop, len(specs)))
@@ -46,6 +48,7 @@ class Decoder(nnx.Module):
         self.repeat = blocks("repeat", spec.repeat, body, tail)
         self.last = blocks("last", spec.last, tail, spec.n_layers)
         self.norm = Norm(spec.norm, declare.within("norm"))
+        self.streams = streams(spec.streams, declare)
         self.readout = (
             None
             if spec.tied
@@ -60,15 +63,17 @@ class Decoder(nnx.Module):
         """
         x_BTD, aux = self.stream(tokens_BT, ctx, dtype=dtype)
         aux = {k: v[0] / v[1] if k.startswith("stat/") else v for k, v in aux.items()}
-        return ctx.constrain(self._readout(self.norm(x_BTD)), "B T V"), aux
+        return ctx.constrain(self._readout(self._together(x_BTD, ctx)), "B T V"), aux
 
     def stream(
         self, tokens_BT: jax.Array, ctx: Context, *, dtype: Any
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The residual stream (B, T, D) after the last block, before the final norm, and aux."""
+        """The residual stream (B, T, D) after the last block, before the final norm, and aux; of
+        each parallel stream, B P rows, where there are several.
+        """
         if not self.spec.causal:
             ctx = replace(ctx, prefix_BT=jnp.ones(tokens_BT.shape, bool))
-        x_BTD = self._embedded(tokens_BT, ctx, dtype=dtype)
+        x_BTD, ctx = self._apart(tokens_BT, ctx, dtype=dtype)
         x_BTD, aux, ctx = _once(self.first, x_BTD, ctx)
         x_BTD, more = _stacked(self.repeat, self.spec.n_repeats, x_BTD, ctx)
         aux = add_aux(aux, more)
@@ -77,6 +82,7 @@ class Decoder(nnx.Module):
 
     def start(self, rows: int, *, length: int, dtype: Any) -> DecodeState:
         """What the decoder remembers of no position, with room for `length` of them."""
+        rows = rows * self.spec.n_streams
 
         def states(blocks: nnx.List) -> list[State]:
             return [block.start(rows, length=length, dtype=dtype) for block in blocks]
@@ -101,7 +107,7 @@ class Decoder(nnx.Module):
         T = tokens_BT.shape[1]
         positions_T = state["position"] + jnp.arange(T, dtype=jnp.int32)
         ctx = replace(ctx, positions_BT=jnp.broadcast_to(positions_T, tokens_BT.shape))
-        x_BTD = self._embedded(tokens_BT, ctx, dtype=dtype)
+        x_BTD, ctx = self._apart(tokens_BT, ctx, dtype=dtype)
         after: DecodeState = {"position": state["position"] + T}
 
         def through(name: str, x_BTD: jax.Array, ctx: Context) -> tuple[jax.Array, Context]:
@@ -127,7 +133,19 @@ class Decoder(nnx.Module):
         if self.spec.n_repeats:
             x_BTD, after["repeat"] = jax.lax.scan(unit, x_BTD, (params_Z, state["repeat"]))
         x_BTD, ctx = through("last", x_BTD, ctx)
-        return ctx.constrain(self._readout(self.norm(x_BTD)), "B T V"), after
+        return ctx.constrain(self._readout(self._together(x_BTD, ctx)), "B T V"), after
+
+    def _apart(
+        self, tokens_BT: jax.Array, ctx: Context, *, dtype: Any
+    ) -> tuple[jax.Array, Context]:
+        """What enters the blocks."""
+        x_BTD = self._embedded(tokens_BT, ctx, dtype=dtype)
+        return (x_BTD, ctx) if self.streams is None else self.streams.apart(x_BTD, ctx)
+
+    def _together(self, x_BTD: jax.Array, ctx: Context) -> jax.Array:
+        """What is read out of what leaves the blocks."""
+        x_BTD = self.norm(x_BTD)
+        return x_BTD if self.streams is None else self.streams.together(x_BTD, ctx)
 
     def _embedded(self, tokens_BT: jax.Array, ctx: Context, *, dtype: Any) -> jax.Array:
         if self.extra is None:

@@ -75,6 +75,7 @@ class Declare:
     stack: str | None = None  # letter of the leading dimension of stacked layers
     layers: tuple[int, ...] = (0,)  # which layers of the model this scope is of
     block: bool = False
+    times: int = 1  # how often one token comes by: once in each stream
     made: dict[str, Declaration] = field(default_factory=dict)
 
     def within(
@@ -179,7 +180,7 @@ class Declare:
             role=role,
             init=init,
             scaling=scaled,
-            matmuls=matmuls,
+            matmuls=matmuls * self.times,
             block=self.block,
             batch=letters(batch),
             layers=self.layers,

@@ -57,6 +57,13 @@ class LayerSpec:
         return {}
 
     @property
+    def takes_prefix(self) -> bool:
+        """Whether its positions see the `model.streams.prefix` of their parallel stream, by which
+        alone streams differ.
+        """
+        return False
+
+    @property
     def reads(self) -> tuple[str, ...]:
         """Names of such arrays that it needs, from `ctx.shared`."""
         return ()
@@ -183,6 +190,17 @@ class Parametrisation:
 
 
 @dataclass(frozen=True, kw_only=True, config=SPEC)
+class StreamsSpec:
+    """ParScale (arXiv 2505.10475): `count` streams through the same blocks. One stream is the plain
+    decoder and has no parameters of its own.
+    """
+
+    count: int = Field(default=4, ge=1, le=1024)
+    prefix: int = Field(default=48, ge=1)  # learned keys and values of each stream and layer
+    smoothing: float = Field(default=0.01, ge=0, le=1)  # share that all streams get alike
+
+
+@dataclass(frozen=True, kw_only=True, config=SPEC)
 class ModelSpec:
     """A decoder: embedding, `first` blocks, `repeat` tiled over the depth, `last` blocks, norm,
     readout. Where it is not causal, every position sees its whole document.
@@ -203,6 +221,7 @@ class ModelSpec:
     learned_positions: int | None = Field(
         default=None, ge=1
     )  # longest sequence of a learned position table
+    streams: StreamsSpec | None = None
     parametrisation: Parametrisation = Field(default_factory=Parametrisation)
 
     def __post_init__(self):
@@ -235,6 +254,7 @@ class ModelSpec:
                         )
                     published.update(layer.publishes)
         self.penalties()  # raises where layers disagree
+        self._check_prefixes()
 
     def penalties(self) -> dict[str, float]:
         """Weights of the layers' own losses; raises ValueError where two layers differ in one."""
@@ -250,6 +270,21 @@ class ModelSpec:
                         )
         return out
 
+    def _check_prefixes(self) -> None:
+        if self.n_streams == 1:
+            return
+        mixers = [b.mixer for b in (*self.first, *self.repeat, *self.last) if b.mixer is not None]
+        lacking = [m.kind for m in mixers if not m.takes_prefix] or ([] if mixers else ["missing"])
+        if lacking:
+            raise ValueError(
+                f"a {lacking[0]} mixer takes no prefix, by which {self.n_streams} streams would "
+                f"differ; write streams null, or mixers of kind attention"
+            )
+
+    @property
+    def n_streams(self) -> int:
+        return 1 if self.streams is None else self.streams.count
+
     @property
     def n_repeats(self) -> int:
         return (self.n_layers - len(self.first) - len(self.last)) // len(self.repeat)
@@ -261,12 +296,15 @@ class ModelSpec:
 
     @property
     def shared_sizes(self) -> dict[str, int]:
-        return {
+        sizes = {
             "D": self.d_model,
             "V": self.vocab,
             "U": self.extra_inputs,
             "Z": self.n_repeats,
         }
+        if self.streams is None or self.streams.count == 1:
+            return sizes
+        return {**sizes, "P": self.streams.count, "S": self.streams.prefix}
 
     @property
     def width_multiple(self) -> float:

@@ -12,6 +12,7 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
     "vocab": ("tensor",),
     "experts": ("expert",),
     "layers": ("pipeline",),
+    "streams": (),  # a device holds every stream of its rows, so that none waits for another
 }
 
 ACTIVATIONS: dict[str, tuple[str, ...]] = {

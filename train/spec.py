@@ -27,6 +27,7 @@ FORMAT = 1  # of spec.json; a reader refuses newer ones
 # that kind: "model.repeat.*.mixer:attention.sinks".
 ADDED_SINCE_FORMAT_1: dict[str, Any] = {
     "model.parametrisation.base_d_head": None,  # heads of any width scaled as K^-1/2
+    "model.streams": None,
     "model.causal": True,
     "model.extra_inputs": 0,
 }

@@ -21,6 +21,7 @@ from model.ops.norm import rmsnorm
 from model.ops.rotary import rotary
 from model.param import Declare, linear
 from model.spec import LayerSpec
+from model.streams import prefix
 from parallelism.axes import SPEC
 
 
@@ -38,6 +39,10 @@ class Spec(LayerSpec):
 
     @property
     def bidirectional(self) -> bool:
+        return True
+
+    @property
+    def takes_prefix(self) -> bool:
         return True
 
     def sizes(self, shared: Mapping[str, int]) -> dict[str, int]:
@@ -74,9 +79,15 @@ class Layer(nnx.Module):
             self.v_bias = declare.vector("v_bias", "J K", init="zeros")
             self.out_bias = declare.vector("out_bias", "D", init="zeros")
         self.scale = scaling.attention_scale(declare.rule, per_head=declare.sizes["K"])
+        self.prefix = prefix(declare)
 
     def __call__(self, x_BTD: jax.Array, ctx: Context) -> tuple[jax.Array, dict[str, jax.Array]]:
         q_BTHK, k_BTJK, v_BTJK = self._heads(x_BTD, ctx)
+        if self.prefix is not None:
+            ahead = self.prefix(x_BTD.shape[0], dtype=x_BTD.dtype)
+            k_BTJK, v_BTJK = (
+                jnp.concatenate(pair, axis=1) for pair in zip(ahead, (k_BTJK, v_BTJK), strict=True)
+            )
         form = naive_attention
         if not ctx.naive:
             form = partial(attention, blocks=min(self.spec.query_blocks, x_BTD.shape[1]))
@@ -106,7 +117,8 @@ class Layer(nnx.Module):
         )
         keys_S = jnp.arange(k_BSJK.shape[1])
         seen_BTS = keys_S <= ctx.positions_BT[:, :, None]
-        y_BTHK = attend_cache(q_BTHK, k_BSJK, v_BSJK, seen_BTS, scale=self.scale)
+        ahead = None if self.prefix is None else self.prefix(x_BTD.shape[0], dtype=k_BSJK.dtype)
+        y_BTHK = attend_cache(q_BTHK, k_BSJK, v_BSJK, seen_BTS, scale=self.scale, ahead=ahead)
         return self._out(y_BTHK), {"k_BSJK": k_BSJK, "v_BSJK": v_BSJK}, {}
 
     def _heads(self, x_BTD: jax.Array, ctx: Context) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -131,9 +143,11 @@ class Layer(nnx.Module):
 
 
 def extra_flops(spec: Spec, sizes: Mapping[str, int], *, seq_len: int, causal: bool) -> float:
-    """Forward FLOPs per token outside parameter products: scores and weighted values."""
-    full = 4.0 * seq_len * sizes["H"] * sizes["K"]
-    return full / 2 if causal else full
+    """Forward FLOPs per token outside parameter products: scores and weighted values of the
+    positions, and of a stream's prefix.
+    """
+    keys = (seq_len / 2 if causal else seq_len) + sizes.get("S", 0)
+    return 4.0 * keys * sizes["H"] * sizes["K"]
 
 
 def decode_state(spec: Spec, sizes: Mapping[str, int]) -> dict[str, int]:

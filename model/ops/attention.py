@@ -1,7 +1,8 @@
 """What is causal softmax attention over documents? The fast form beside its naive twin.
 
 Key-value head j serves query heads j*G .. j*G + G-1, with G = H / J. Scores and softmax are
-float32.
+float32. Where there are more keys than queries, those ahead of the first query's own are a learned
+prefix, which every query sees whatever its document.
 """
 
 from functools import partial
@@ -34,6 +35,7 @@ def naive_attention(
         seen_BTS = seen_BTS | (prefix_BT[:, :, None] & prefix_BT[:, None, :])
     if segments_BT is not None:
         seen_BTS = seen_BTS & (segments_BT[:, :, None] == segments_BT[:, None, :])
+    seen_BTS = _with_ahead(seen_BTS, k_BTJK.shape[1] - T)
     weight_BHTS = jax.nn.softmax(jnp.where(seen_BTS[:, None], score_BHTS, MASKED), axis=-1)
     return jnp.einsum("bhts,bshk->bthk", weight_BHTS.astype(v_BTHK.dtype), v_BTHK)
 
@@ -45,16 +47,26 @@ def attend_cache(
     seen_BTS: jax.Array,
     *,
     scale: float,
+    ahead: tuple[jax.Array, jax.Array] | None = None,
 ) -> jax.Array:
     """T queries on S remembered keys, each query on those that `seen_BTS` names; a query sees at
-    least one.
+    least one. `ahead` are a prefix's keys and values (B, S', J, K), seen by all.
     """
     B, T, H, K = q_BTHK.shape
     J = k_BSJK.shape[2]
     q_BTJGK = q_BTHK.reshape(B, T, J, H // J, K)
     score_BJGTS = scale * _product("btjgk,bsjk->bjgts", q_BTJGK, k_BSJK)
-    weight_BJGTS = jax.nn.softmax(jnp.where(seen_BTS[:, None, None], score_BJGTS, MASKED), axis=-1)
-    y_BTJGK = _product("bjgts,bsjk->btjgk", weight_BJGTS.astype(v_BSJK.dtype), v_BSJK)
+    score_BJGTS = jnp.where(seen_BTS[:, None, None], score_BJGTS, MASKED)
+    parts = [(score_BJGTS, v_BSJK)]
+    if ahead is not None:  # the scores are joined, not the keys: those would copy all that is held
+        parts = [(scale * _product("btjgk,bsjk->bjgts", q_BTJGK, ahead[0]), ahead[1]), *parts]
+    weight_BJGTS = jax.nn.softmax(jnp.concatenate([score for score, _ in parts], axis=-1), axis=-1)
+    edges = [part.shape[-1] for part, _ in parts]
+    y = [
+        _product("bjgts,bsjk->btjgk", weight.astype(v.dtype), v)
+        for weight, (_, v) in zip(jax.lax.split(weight_BJGTS, edges, axis=4), parts, strict=True)
+    ]
+    y_BTJGK = sum(y[1:], y[0])
     return y_BTJGK.reshape(B, T, H, K).astype(q_BTHK.dtype)
 
 
@@ -100,17 +112,19 @@ def _heads_first(
 
 def _forward(blocks, q_BJGTK, k_BJSK, v_BJSK, segments_BT, prefix_BT):
     B, J, G, T, K = q_BJGTK.shape
+    ahead = k_BJSK.shape[2] - T
     out, kept = [], []
     for low, high in _edges(T, blocks):
         last = high if prefix_BT is None else T
-        k, v = k_BJSK[:, :, :last], v_BJSK[:, :, :last]
+        k, v = k_BJSK[:, :, : ahead + last], v_BJSK[:, :, : ahead + last]
         score_BJRS = _product("bjrk,bjsk->bjrs", _rows(q_BJGTK, low, high), k)
         seen_BTS = (jnp.arange(low, high)[:, None] >= jnp.arange(last)[None])[None]
         if prefix_BT is not None:
             seen_BTS = seen_BTS | (prefix_BT[:, low:high, None] & prefix_BT[:, None, :])
         if segments_BT is not None:
             seen_BTS = seen_BTS & (segments_BT[:, low:high, None] == segments_BT[:, None, :last])
-        score_BJGTS = score_BJRS.reshape(B, J, G, high - low, last)
+        seen_BTS = _with_ahead(seen_BTS, ahead)
+        score_BJGTS = score_BJRS.reshape(B, J, G, high - low, ahead + last)
         score_BJRS = jnp.where(seen_BTS[:, None, None], score_BJGTS, MASKED).reshape(
             score_BJRS.shape
         )
@@ -139,7 +153,7 @@ def _backward(blocks, residuals, dy_BJGTK):
         dscore_BJRS = (weight_BJRS * (dweight_BJRS - shift_BJR1)).astype(dtype)
         dq_BJRK = _product("bjrs,bjsk->bjrk", dscore_BJRS, k)
         dq.append(dq_BJRK.reshape(q_BJGTK[:, :, :, low:high].shape).astype(dtype))
-        later = ((0, 0), (0, 0), (0, 0), (0, T - last))
+        later = ((0, 0), (0, 0), (0, 0), (0, k_BJSK.shape[2] - last))
         dk_BJKS = _product("bjrk,bjrs->bjks", q_BJRK, dscore_BJRS)
         dv_BJKS = _product("bjrk,bjrs->bjks", dy_BJRK.astype(dtype), weight_BJRS.astype(dtype))
         dk.append(jnp.pad(dk_BJKS, later))
@@ -152,6 +166,13 @@ def _backward(blocks, residuals, dy_BJGTK):
 # wide in S. As autodiff writes them, (S, K), they take two to three times as long on CPU.
 _differentiable = jax.custom_vjp(_heads_first, nondiff_argnums=(0,))
 _differentiable.defvjp(_forward, _backward)
+
+
+def _with_ahead(seen_BTS: jax.Array, ahead: int) -> jax.Array:
+    """Who sees whom with the keys of a prefix in front, which all see."""
+    if not ahead:
+        return seen_BTS
+    return jnp.pad(seen_BTS, ((0, 0), (0, 0), (ahead, 0)), constant_values=True)
 
 
 def _edges(T: int, blocks: int) -> list[tuple[int, int]]:
