@@ -2,7 +2,8 @@
 from size and data, the score from the task's loss.
 
 Runs are resampled once for both steps, so what a run's seed does to its loss and to its score
-stays together, and the interval holds the doubt of both steps. An interval of the second step
+stays together, and the interval holds the doubt of both steps: statistics, noise, and the error of
+form that runs held out from the far end showed. An interval of the second step
 alone, at a loss taken as known, is too narrow by the slope times the doubt of the loss.
 """
 
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from analysis.chain_form import SCORE_PRIOR, StepForm, step_form
 from analysis.coordinates import evaluate
 from analysis.prior import belief
 from analysis.problem import Problem
@@ -35,7 +37,8 @@ class Score:
     loss: float
     loss_lo: float
     loss_hi: float
-    sd: dict[str, float]  # first, second (each step's doubt alone), form, noise
+    # first, second (each step's statistics alone), form, second_form (errors of form), noise
+    sd: dict[str, float]
     outside: list[str]  # what leaves the data of its step
 
     def to_json(self) -> dict[str, Any]:
@@ -79,7 +82,8 @@ class Chained:
     kind: str  # pairs, or wild where runs are too few to leave any out
     runs: int
     redrawn: int
-    form: float  # relative sd of the loss per e-fold of extrapolation
+    form: StepForm  # of the loss on its scale, per e-fold of compute
+    second_form: StepForm  # of the score, per e-fold of the loss beyond the second step's rows
     level: float
     seed: int
 
@@ -113,7 +117,7 @@ class Chained:
         losses_S = first.outputs(first.samples_Sp, x)[:, 0]
         S = len(losses_S)
         beyond = self._e_folds(x)
-        wrong_S = self.form * beyond * rng.standard_normal(S)
+        wrong_S = self.form.form * beyond * rng.standard_normal(S)
         noise_S = first.noise * rng.standard_normal(S)
 
         def moved(losses: np.ndarray, by: np.ndarray) -> np.ndarray:
@@ -122,21 +126,25 @@ class Chained:
         meant_S = moved(losses_S, wrong_S)
         seen_S = moved(meant_S, noise_S)
         off_S = second.noise * rng.standard_normal(S)
-        drawn_S = score(second.samples_Sp, seen_S) + off_S
+        # the score's law is wrong by more, the farther the loss leaves what it was fitted on
+        bent_S = rng.standard_normal(S)
+        drawn_S = score(second.samples_Sp, seen_S) + off_S + self._bent(meant_S) * bent_S
         one = second.theta[None]
         sd = {
             "first": statistical_sd(score(one, losses_S)),
             "second": statistical_sd(score(second.samples_Sp, best)),
             "form": statistical_sd(score(one, moved(np.broadcast_to(best, S), wrong_S))),
+            "second_form": statistical_sd(self._bent(np.broadcast_to(best, S)) * bent_S),
             "noise": statistical_sd(score(one, moved(np.broadcast_to(best, S), noise_S)) + off_S),
         }
-        lo, hi = self._interval(drawn_S, mean, first.rows)
+        kind = second.rows.law.output
+        lo, hi = np.clip(self._interval(drawn_S, mean, first.rows), kind.low, kind.high)
         loss_lo, loss_hi = self._interval(seen_S, float(best[0]), first.rows)
         return Score(
             at={name: float(at[name]) for name in wanted},
             mean=mean,
-            lo=lo,
-            hi=hi,
+            lo=float(lo),
+            hi=float(hi),
             level=self.level,
             loss=float(best[0]),
             loss_lo=loss_lo,
@@ -155,12 +163,18 @@ class Chained:
         ends = mean + stretch * (low - mean), mean + stretch * (high - mean)
         return float(min(ends[0], mean)), float(max(ends[1], mean))
 
+    def _bent(self, losses_S: np.ndarray) -> np.ndarray:
+        """(S,) sd of the score's error of form at losses."""
+        seen = np.log(np.asarray(self.second.rows.x[self.second.rows.law.input_names[0]]))
+        at = np.log(np.maximum(losses_S, 1e-12))
+        return self.second_form.form * np.maximum(0.0, np.maximum(seen.min() - at, at - seen.max()))
+
     def _e_folds(self, x: Mapping[str, np.ndarray]) -> float:
         """How far the point is beyond the rows of the first step, in e-folds of all its log
         inputs together (compute, for N and D)."""
         logs = [i.name for i in self.first.rows.law.inputs if i.scale == "log"]
-        rows = sum(np.log(self.first.rows.x[name]) for name in logs)
-        return max(0.0, float(sum(np.log(x[name][0]) for name in logs) - np.max(rows)))
+        there = float(sum(np.log(x[name][0]) for name in logs))
+        return max(0.0, there - float(_log_compute(self.first.rows).max()))
 
     def _outside(self, at: Mapping[str, float], loss: float) -> list[str]:
         out = []
@@ -181,14 +195,17 @@ def chain(
     *,
     bootstrap: int = 400,
     starts: int = 64,
-    form: float = FORM_PRIOR,
+    form: float | None = None,
+    second_form: float | None = None,
     level: float = 0.95,
     seed: int = 0,
 ) -> Chained:
     """Fit both steps and resample their runs together.
 
     `first` and `second` come from `analysis.arrays.rows` or `analysis.problem.pose`; a run has one
-    cluster label in both. The first predicts what the second takes. Raises InputError.
+    cluster label in both. The first predicts what the second takes. `form`: error of form of the
+    loss per e-fold of compute, `second_form`: of the score per e-fold of the loss, instead of
+    those that runs held out show. Raises InputError.
     """
     wants, gives = second.law.input_names, first.law.output.name
     if len(wants) != 1 or wants[0] != gives:
@@ -238,16 +255,37 @@ def chain(
         Step(rows=p, theta=theta, samples_Sp=s, noise=noise.sd, delta=delta)
         for p, (theta, delta, noise), s in zip((first, second), fitted, samples, strict=True)
     ]
+    far = (_log_compute(first), -np.log(np.asarray(second.x[wants[0]])))
+    forms = [
+        StepForm(form=given, folds=[])
+        if given is not None
+        else step_form(p, f, theta=theta, delta=delta, noise=noise, prior=prior, seed=seed)
+        for p, f, given, prior, (theta, delta, noise) in zip(
+            (first, second),
+            far,
+            (form, second_form),
+            (FORM_PRIOR, SCORE_PRIOR),
+            fitted,
+            strict=True,
+        )
+    ]
     return Chained(
         first=steps[0],
         second=steps[1],
         kind="pairs" if pairs else "wild",
         runs=len(runs),
         redrawn=redrawn,
-        form=form,
+        form=forms[0],
+        second_form=forms[1],
         level=level,
         seed=seed,
     )
+
+
+def _log_compute(rows: Problem) -> np.ndarray:
+    """(M,) sum of the logs of a step's inputs on a log scale: compute, for N and D."""
+    logs = [i.name for i in rows.law.inputs if i.scale == "log"]
+    return np.sum([np.log(np.asarray(rows.x[name])) for name in logs], axis=0)
 
 
 def _fitted(problem: Problem, *, starts: int, seed: int) -> tuple[np.ndarray, float, Any]:

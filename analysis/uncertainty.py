@@ -59,15 +59,15 @@ def noise_of_replicates(y_M: np.ndarray, points: np.ndarray) -> Noise | None:
     return Noise(max(float(np.sqrt(squares / dof)), MIN_NOISE), dof, "replicates") if dof else None
 
 
-def form_sd(errors: list[tuple[float, float, float]]) -> float:
+def form_sd(errors: list[tuple[float, float, float]], *, prior: float = FORM_PRIOR) -> float:
     """Error of form per e-fold of compute, from back-test folds of (mean log error, its variance,
     e-folds beyond).
 
     A fold errs by N(0, variance + (form x e-folds)^2). The median of the form given all folds,
-    under a half-Cauchy prior whose median is FORM_PRIOR (Gelman 2006): heavy tails, so a bad fold
+    under a half-Cauchy prior whose median is `prior` (Gelman 2006): heavy tails, so a bad fold
     is believed; one good fold buys little confidence.
     """
-    log_posterior = -np.log1p((FORM_GRID / FORM_PRIOR) ** 2) + np.log(FORM_GRID)
+    log_posterior = -np.log1p((FORM_GRID / prior) ** 2) + np.log(FORM_GRID)
     for error, variance, beyond in errors:
         if beyond > 0:
             total = variance + (FORM_GRID * beyond) ** 2

@@ -50,7 +50,9 @@ def test_the_chained_interval_covers_where_that_of_the_second_step_alone_does_no
     chained, alone = 0, 0
     for seed in range(24):
         made = ladder(seed)
-        found = chain(made.first, made.second, bootstrap=64, starts=16, form=0.0, seed=seed)
+        found = chain(
+            made.first, made.second, bootstrap=64, starts=16, form=0.0, second_form=0.0, seed=seed
+        )
         score = found.predict(TARGET)
         chained += score.lo <= truth <= score.hi
         half = 2.01 * np.hypot(score.sd["second"], found.second.noise)
@@ -61,7 +63,9 @@ def test_the_chained_interval_covers_where_that_of_the_second_step_alone_does_no
 
 def test_noise_free_runs_give_the_score_itself():
     made = ladder(0, loss_noise=0.0, score_noise=0.0)
-    score = chain(made.first, made.second, bootstrap=64, starts=16, form=0.0).predict(TARGET)
+    score = chain(
+        made.first, made.second, bootstrap=64, starts=16, form=0.0, second_form=0.0
+    ).predict(TARGET)
     np.testing.assert_allclose(score.mean, accuracy(task_loss(**TARGET)), rtol=1e-4)
     assert score.hi - score.lo < 1e-3
 
