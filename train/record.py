@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from parallelism.errors import InputError, nearest
+from parallelism.errors import InputError
 from train import lock
 
 FORMAT = 1  # of the run directory
@@ -330,22 +330,9 @@ class Run:
         return RunDir(self.path).metrics()
 
 
-def find_run(name: str, root: Path | str) -> Run:
-    """The run that a person means: its folder, its id, or the unique beginning of an id under
-    `root`; raises InputError."""
-    if (Path(name) / "spec.json").is_file():
-        return RunDir(Path(name).resolve()).read()
-    ids = sorted(p.parent.name for p in Path(root).glob("*/spec.json"))
-    fitting = [one for one in ids if one == name] or [one for one in ids if one.startswith(name)]
-    if len(fitting) == 1:
-        return RunDir(Path(root) / fitting[0]).read()
-    if fitting and name:
-        some = ", ".join(fitting[:6]) + (", ..." if len(fitting) > 6 else "")
-        raise InputError(
-            "RUN", name, f"{len(fitting)} runs begin so ({some}); write more of the id"
-        )
-    known = nearest(name, ids) if ids else f"{root} holds no runs; write --root with their folder"
-    raise InputError("RUN", repr(name), f"no such run; {known}")
+def run_folders(root: Path | str) -> list[Path]:
+    """Every run directory under a root, by run id."""
+    return sorted(p.parent for p in Path(root).glob("*/spec.json"))
 
 
 def read_runs(root: Path | str) -> list[Run]:
@@ -353,5 +340,4 @@ def read_runs(root: Path | str) -> list[Run]:
     root = Path(root)
     if not root.is_dir():
         raise InputError("--root", str(root), "no such folder; give the folder that holds the runs")
-    paths = sorted(p.parent for p in root.glob("*/spec.json"))
-    return [RunDir(p).read() for p in paths]
+    return [RunDir(p).read() for p in run_folders(root)]

@@ -17,8 +17,8 @@ from train.checkpoint import read_params
 from train.data.task import TaskSpec
 from train.data.tokenizers import Tokenizer, load_tokenizer
 from train.draw import STREAM, Drawing, knobs_of, programs
+from train.find import find_run
 from train.programs import resolved_execution, use_cache
-from train.record import find_run
 from train.spec import RunSpec, from_dict
 
 
