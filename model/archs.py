@@ -125,6 +125,16 @@ def diffusion(d_model: int = 128) -> ModelSpec:
     )
 
 
+def span_mixture(d_model: int = 128) -> ModelSpec:
+    """CodeGen2 (Nijkamp et al. 2023): `dense` trained on plain text and on infilling; 30 masks and
+    two other marks are the last ids of its vocabulary (train/objectives/span_mixture.py).
+
+    Differs: the body is `dense`; how often, how much and in what lengths the paper takes text out
+    was not at hand, and is set in the objective.
+    """
+    return replace(dense(d_model), arch="span_mixture", objective="span_mixture", vocab=256 + 32)
+
+
 def linear(d_model: int = 128) -> ModelSpec:
     """Basic linear attention (Katharopoulos et al. 2020): elu + 1 as its features, a norm over each
     head's output in place of the denominator.

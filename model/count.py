@@ -56,7 +56,7 @@ def count(spec: ModelSpec, *, seq_len: int, remat: str = "none") -> Counts:
             for causal in extra:
                 half = causal and spec.causal  # where all is seen there is no half
                 extra[causal] += module.extra_flops(layer, sizes, seq_len=seq_len, causal=half)
-            if room == "mixers":
+            if room == "mixers" and spec.causal:  # else there is no decoding token by token
                 held = module.decode_state(layer, sizes)
                 state = {key: state[key] + streams * held[key] for key in state}
     extra = {causal: streams * flops for causal, flops in extra.items()}

@@ -8,6 +8,7 @@ import pytest
 from parallelism.errors import InputError
 from tests.data.corpora import equal, opened, texts, write_folder
 from tests.train.tiny import at_step, ledger, tiny
+from train.batches import HeldOut
 from train.data.pipeline import WHOLE
 from train.data.rows import Batch
 from train.data.task import HELD_OUT, TRAIN, TaskRows, uniform_bits
@@ -292,14 +293,8 @@ def test_accuracy_counts_answers_whose_logit_lies_above_every_other():
     assert float(found) == right and 0 < right < batch["weights_BT"].sum()
     assert (float(nats), float(weights)) == tuple(map(float, next_token(logits, arrays)))
     batches = [arrays, {**arrays, "weights_BT": jnp.zeros((3, 8))}]
-    told = evaluate(
-        lambda _, b: scored(jnp.asarray(logits), b),
-        None,
-        batches,
-        name="val",
-        bytes_per_token=None,
-        answers=True,
-    )
+    measure = HeldOut(name="val", bytes_per_token=None, answers=True, batches=batches)
+    told = evaluate(lambda _, b: scored(jnp.asarray(logits), b), None, measure)
     assert told["accuracy/val"] == pytest.approx(right / float(weights))
 
 

@@ -13,7 +13,7 @@ from model.decoder import Model, build
 from tests.properties import assert_close, trained_params
 
 T, WIDTH = 12, 32
-every = pytest.mark.parametrize("name", archs.names())
+causal = pytest.mark.parametrize("name", [n for n in archs.names() if archs.build(n).causal])
 
 
 def small(name: str) -> Model:
@@ -32,7 +32,7 @@ def extend(model: Model, params, tokens_BT, state):
     return model.extend(params, tokens_BT, state, dtype=jnp.float32)
 
 
-@every
+@causal
 def test_a_prefill_and_single_steps_give_the_logits_of_the_whole_text(name: str):
     model = small(name)
     params = trained_params(model)
@@ -45,7 +45,7 @@ def test_a_prefill_and_single_steps_give_the_logits_of_the_whole_text(name: str)
     assert_close(jnp.concatenate(out, axis=1), forward(model, params, tokens_BT))
 
 
-@every
+@causal
 def test_a_token_changes_its_own_logits_and_later_ones_and_none_of_another_document(name: str):
     model = small(name)
     params = trained_params(model)
@@ -57,3 +57,22 @@ def test_a_token_changes_its_own_logits_and_later_ones_and_none_of_another_docum
     moved_BT = np.asarray(jnp.any(before != after, axis=-1))
     assert not moved_BT[:, :5].any() and not moved_BT[0, 8:].any()
     assert moved_BT[0, 5:8].all() and moved_BT[1, 5:].all()
+
+
+@pytest.mark.parametrize("name", [n for n in archs.names() if not archs.build(n).causal])
+def test_both_ways_a_token_changes_the_logits_of_its_document_and_of_no_other(name: str):
+    model = small(name)
+    params = trained_params(model)
+    tokens_BT = jnp.asarray(np.random.default_rng(0).integers(0, model.spec.vocab, (2, T)))
+    segments_BT = jnp.asarray([[0] * 8 + [1] * 4, [0] * 3 + [1] * 9])
+    changed_BT = tokens_BT.at[:, 5].set((tokens_BT[:, 5] + 1) % model.spec.vocab)
+    before = forward(model, params, tokens_BT, segments_BT)
+    moved_BT = np.asarray(
+        jnp.any(before != forward(model, params, changed_BT, segments_BT), axis=-1)
+    )
+    assert moved_BT[0, :8].all() and not moved_BT[0, 8:].any()
+    assert moved_BT[1, 3:].all() and not moved_BT[1, :3].any()
+    with pytest.raises(ValueError, match="not causal"):
+        model.extend(
+            params, tokens_BT, model.start(2, length=T, dtype=jnp.float32), dtype=jnp.float32
+        )
