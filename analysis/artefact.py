@@ -74,9 +74,7 @@ class Fit:
     missing: list[dict[str, str]] = field(default_factory=list)  # what the rows lack to fix it
     rivals: list[dict[str, Any]] = field(default_factory=list)  # other laws of a menu, weighted
     outliers: list[str] = field(default_factory=list)  # ids whose residual is beyond OUTLIER sd
-    points: list[list[float]] = field(
-        default_factory=list
-    )  # N, D, C of up to POINTS rows
+    points: list[list[float]] = field(default_factory=list)  # N, D, C of up to POINTS rows
     format: int = FORMAT
 
     @property
