@@ -46,7 +46,8 @@ def conditionals(p: np.ndarray, seen: list[int | None]) -> np.ndarray:
 
 def nats(logits_LV: np.ndarray, x: tuple[int, ...], hidden_L: np.ndarray, rate: float) -> float:
     """What the objective's own code charges a text with these tokens hidden, in float64."""
-    batch = Batch(*(np.array([x], np.int32),) * 2, np.zeros((1, L), np.int32), np.ones((1, L)))
+    x_1L = np.array([x], np.int32)
+    batch = Batch(x_1L, x_1L, np.zeros((1, L), np.int32), np.ones((1, L), np.float32))
     made = hide(batch, rate_B=np.array([rate]), u_BT=np.where(hidden_L, 0.0, 1.0)[None], mask=MASK)
     assert (made["tokens_BT"][0] == np.where(hidden_L, MASK, x)).all()
     with jax.enable_x64(True):
@@ -93,7 +94,8 @@ def test_the_bound_of_any_other_model_lies_above_the_entropy():
 
 def test_the_mean_over_held_out_draws_is_the_enumerated_bound():
     x, n = (2, 0, 1, 1), 40_000
-    batch = Batch(*(np.repeat([x], n, 0).astype(np.int32),) * 2, *np.ones((2, n, L), np.int32))
+    x_BT = np.repeat([x], n, 0).astype(np.int32)
+    batch = Batch(x_BT, x_BT, np.zeros((n, L), np.int32), np.ones((n, L), np.float32))
     objective, draws = Spec(samples=4), []
     # nats of each hidden position, by which tokens are hidden
     table = np.zeros((2**L, L))

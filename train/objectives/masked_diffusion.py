@@ -73,8 +73,8 @@ def hide(batch: Batch, *, rate_B: np.ndarray, u_BT: np.ndarray, mask: int) -> Ar
     """
     hidden_BT = u_BT < rate_B[:, None]
     # rows that fill up the last batch: all of one document, and nothing asked of it
-    filler_B = ~batch.weights_BT.any(axis=1) & ~batch.segments_BT.any(axis=1)
-    counted_BT = np.repeat(~filler_B[:, None], batch.tokens_BT.shape[1], axis=1)
+    held_B1 = (batch.weights_BT.any(axis=1) | batch.segments_BT.any(axis=1))[:, None]
+    counted_BT = np.broadcast_to(held_B1, batch.tokens_BT.shape)
     return {
         "tokens_BT": np.where(hidden_BT, np.int32(mask), batch.tokens_BT),
         "targets_BT": batch.tokens_BT,
