@@ -25,6 +25,7 @@ from train.environment import environment
 from train.loop import IN_FLIGHT, Progress, open_text, train
 from train.paths import put
 from train.programs import Programs, programs, resolved_execution, use_cache
+from train.recycle import frozen
 from train.schedule import hyper
 from train.spec import RunSpec
 from train.step import initial_state
@@ -188,7 +189,8 @@ class _Rounds:
         self.numbers = jax.device_put(hyper(spec), replicated(ready.mesh))
         data = open_text(spec, cache=cache)
         self.batch = jax.device_put(training(spec, data, 0), batch_sharding(ready.mesh))
-        self.state = jax.device_put(initial_state(ready.model, spec.seed), ready.shardings)
+        first = initial_state(ready.model, spec.seed, frozen=frozen(spec))
+        self.state = jax.device_put(first, ready.shardings)
         self.products = [_product(n, spec) for n in PRODUCTS[jax.default_backend()]]
         self.seen, self.since = 0, 0.0
 

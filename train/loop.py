@@ -23,13 +23,15 @@ from train.data.pipeline import Data, open_data
 from train.environment import environment
 from train.evaluate import evaluate
 from train.interrupts import interrupts, lead_says
-from train.programs import Compilation, Programs, programs, resolved_execution, use_cache
+from train.programs import Compilation, Programs, devices, programs, use_cache
 from train.record import DIVERGED, DONE, RunDir
+from train.recycle import frozen
 from train.schedule import hyper
 from train.spec import FORMAT as SPEC_FORMAT
 from train.spec import RunSpec, to_dict
 from train.spread import placer, spread
-from train.step import State, abstract_state, empty_window, initial_state
+from train.start import first_state, origin
+from train.step import State, abstract_state, empty_window
 from train.tracker import open_tracker
 
 # A window's mean loss this far above a uniform guess, after the warm-up, is an explosion (guess: no
@@ -101,10 +103,13 @@ def _train(spec: RunSpec, run: RunDir, *, cache: Path, progress: Report) -> Outc
     started = time.perf_counter()
 
     # Programs and data
+    base = origin(spec, run)
+    begun = {} if base is None else {"start": base.record()}
     progress(Progress(run.run_id, "compile", 0, spec.steps, 0))
     use_cache(cache)
     ready, compilations = programs(spec, cache=cache)
     data = open_text(spec, cache=cache)
+    data = data if base is None else base.onward(data)
     place, share = placer(ready.mesh, spec)
     counts = count(spec.model, seq_len=spec.data.seq_len, remat=spec.execution.remat)
     flops_per_token = counts.flops_per_token["causal_attn"]
@@ -112,13 +117,14 @@ def _train(spec: RunSpec, run: RunDir, *, cache: Path, progress: Report) -> Outc
     # State
     checkpoints = Checkpoints(run.checkpoints, keep=spec.execution.keep_checkpoints)
     found = checkpoints.restore(
-        abstract_state(ready.model),
+        abstract_state(ready.model, frozen=frozen(spec)),
         ready.shardings,
         say=lambda text: print(text, file=sys.stderr, flush=True),
     )
     earlier = 0.0  # seconds of the sessions before this one, up to the checkpoint
     if found is None:
-        step, state = 0, spread(initial_state(ready.model, spec.seed), ready.shardings)
+        first = first_state(spec, ready.model, root=run.path.parent)
+        step, state = 0, spread(first, ready.shardings)
     else:
         step, state, position = found
         data.check_position(position)
@@ -129,17 +135,18 @@ def _train(spec: RunSpec, run: RunDir, *, cache: Path, progress: Report) -> Outc
     if lead and step == 0:
         run.start(
             spec={"format": SPEC_FORMAT, **to_dict(spec)},
-            env={**environment(), **_devices(spec), "data": data.manifest},
+            env={**environment(), **devices(spec), "data": data.manifest, **begun},
             counts={
                 "params": counts.params,
                 "flops_per_token": counts.flops_per_token,
                 "tokens_planned": spec.tokens,
                 "steps_planned": spec.steps,
                 "bytes_per_token": data.bytes_per_token(),
+                **begun,
             },
         )
     elif lead:
-        run.resumed(step=step, env={**environment(), **_devices(spec)})
+        run.resumed(step=step, env={**environment(), **devices(spec)})
     ledger = run.ledger(resume_step=step) if lead else None
     tracker = open_tracker(run.run_id, to_dict(spec), folder=str(run.path)) if lead else None
     numbers = jax.device_put(hyper(spec), replicated(ready.mesh))
@@ -330,16 +337,3 @@ def _window(state: State, ready: Programs) -> tuple[dict[str, float], State, str
     aux = {f"stat/{k.partition('/')[2]}": sums[k] / n for k in ready.model.aux}
     row = {"loss/train": sums["loss"] / n, "stat/grad_norm": sums["grad_norm"] / n, **aux}
     return row, state, None
-
-
-def _devices(spec: RunSpec) -> dict[str, Any]:
-    devices = jax.devices()
-    return {
-        "devices": {
-            "count": len(devices),
-            "kind": devices[0].device_kind,
-            "platform": devices[0].platform,
-        },
-        "processes": jax.process_count(),
-        "resolved": resolved_execution(spec),
-    }

@@ -8,6 +8,8 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from parallelism.errors import InputError, nearest
 from train.record import flatten
 from train.spec import RunSpec, from_dict, to_dict
@@ -43,6 +45,13 @@ def put(spec: RunSpec, changes: Mapping[str, Any]) -> RunSpec:
         _child(node, leaf, path, spec)
         node[int(leaf) if isinstance(node, list) else leaf] = value
     return from_dict(tree)
+
+
+def differences(a: Any, b: Any) -> dict[str, tuple[Any, Any]]:
+    """What two specs say differently, by path: a's and b's, None where one is silent."""
+    flat_a, flat_b = (flatten(TypeAdapter(type(s)).dump_python(s, mode="json")) for s in (a, b))
+    pairs = {path: (flat_a.get(path), flat_b.get(path)) for path in {**flat_a, **flat_b}}
+    return {path: pair for path, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def parse(text: str) -> tuple[str, Any]:

@@ -25,6 +25,7 @@ from model.decoder import Model, build
 from parallelism.mesh import make_mesh
 from parallelism.place import batch_sharding, constrainer, parameter_sharding, replicated
 from train.record import disk_error
+from train.recycle import frozen
 from train.schedule import hyper
 from train.spec import RunSpec, to_dict
 from train.step import State, abstract_state, forward, train_step
@@ -61,6 +62,20 @@ def resolved_execution(spec: RunSpec) -> dict[str, str]:
     }
 
 
+def devices(spec: RunSpec) -> dict[str, Any]:
+    """What the programs run on and how, as JSON for the record."""
+    found = jax.devices()
+    return {
+        "devices": {
+            "count": len(found),
+            "kind": found[0].device_kind,
+            "platform": found[0].platform,
+        },
+        "processes": jax.process_count(),
+        "resolved": resolved_execution(spec),
+    }
+
+
 def shape_key(spec: RunSpec) -> str:
     """Runs with equal keys execute the same programs; only data differs."""
     tree = to_dict(spec)
@@ -79,6 +94,7 @@ def shape_key(spec: RunSpec) -> str:
         [spec.objective.kind, sorted(spec.objective.arrays)],  # its knobs act on the host
         execution,
         resolved_execution(spec),
+        sorted(frozen(spec)),
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -126,7 +142,8 @@ def traced(spec: RunSpec, model: Model, mesh: Mesh) -> tuple[Any, Any]:
     def evaluation(params: Any, batch: Any) -> tuple[jax.Array, ...]:
         return loss(params, batch, objective=spec.objective.score)[:-1]
 
-    return train_step(model, loss, accumulate=spec.execution.accumulate), evaluation
+    step = train_step(model, loss, accumulate=spec.execution.accumulate, frozen=frozen(spec))
+    return step, evaluation
 
 
 _READY: dict[str, Programs] = {}  # compiled programs live as long as the process, as jax's own do
@@ -141,7 +158,7 @@ def programs(spec: RunSpec, *, cache: Path) -> tuple[Programs, list[Compilation]
         return _READY[key], []
     mesh = make_mesh(spec.execution.mesh)
     model = build(spec.model)
-    state = abstract_state(model)
+    state = abstract_state(model, frozen=frozen(spec))
     shardings = state_shardings(model, state, mesh)
     step, evaluate = traced(spec, model, mesh)
     numbers = {k: jax.ShapeDtypeStruct((), v.dtype) for k, v in hyper(spec).items()}

@@ -17,7 +17,9 @@ from pydantic_core import PydanticCustomError
 from model.spec import ModelSpec
 from parallelism.axes import SPEC, MeshSpec
 from parallelism.errors import InputError
+from train.migration import fill, strip
 from train.spec_error import input_error
+from train.start_spec import StartSpec
 
 FORMAT = 1  # of spec.json; a reader refuses newer ones
 
@@ -30,6 +32,7 @@ ADDED_SINCE_FORMAT_1: dict[str, Any] = {
     "model.streams": None,
     "model.causal": True,
     "model.extra_inputs": 0,
+    "start": None,
 }
 
 
@@ -194,6 +197,7 @@ class RunSpec:
     budget: BudgetSpec = Field(default_factory=BudgetSpec)
     evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec)
     objective: Objective = None  # read as the one that the model is made for
+    start: StartSpec | None = None  # from another run; None: from scratch
     seed: int = Field(default=0, ge=0, lt=2**31)
     execution: ExecutionSpec = Field(default_factory=ExecutionSpec)
 
@@ -308,9 +312,7 @@ def migrate(tree: dict[str, Any], added: dict[str, Any] | None = None) -> dict[s
     default, never a guess.
     """
     tree = json.loads(json.dumps(tree))
-    for path, legacy in (ADDED_SINCE_FORMAT_1 if added is None else added).items():
-        for node, leaf in _holders(tree, path):
-            node.setdefault(leaf, legacy)
+    fill(tree, ADDED_SINCE_FORMAT_1 if added is None else added)
     return tree
 
 
@@ -324,25 +326,9 @@ def canonical(spec: RunSpec, added: dict[str, Any] | None = None) -> str:
     del tree["model"]["objective"]  # a label too: `objective` says what the run's is
     if tree["objective"] == {"kind": "next_token"}:  # all there was before the field
         del tree["objective"]
-    for path, legacy in (ADDED_SINCE_FORMAT_1 if added is None else added).items():
-        for node, leaf in _holders(tree, path):
-            if leaf in node and node[leaf] == legacy:
-                del node[leaf]
+    if spec.start is not None:
+        tree["start"]["run"] = spec.start.run_id  # wherever its folder lies
+    strip(tree, ADDED_SINCE_FORMAT_1 if added is None else added)
     return json.dumps(
         {"identity": 1, **tree}, sort_keys=True, separators=(",", ":"), allow_nan=False
     )
-
-
-def _holders(tree: Any, path: str) -> list[tuple[dict[str, Any], str]]:
-    """(object, its key) of every place that a path of ADDED_SINCE_FORMAT_1 names."""
-    *parents, leaf = path.split(".")
-    nodes = [tree]
-    for key in parents:
-        name, _, kind = key.partition(":")
-        if name == "*":
-            nodes = [item for node in nodes if isinstance(node, list) for item in node]
-        else:
-            nodes = [node[name] for node in nodes if isinstance(node, dict) and name in node]
-        if kind:
-            nodes = [node for node in nodes if isinstance(node, dict) and node.get("kind") == kind]
-    return [(node, leaf) for node in nodes if isinstance(node, dict)]

@@ -58,15 +58,24 @@ def forward(
     return *objective(logits_BTV, batch), aux
 
 
-def initial_state(model: Model, seed: int) -> State:
-    """State before the first step, as host arrays."""
-    return _state(model, model.initialise(seed), lambda shape, dtype: np.zeros(shape, dtype))
+def initial_state(
+    model: Model,
+    seed: int,
+    *,
+    params: Mapping[str, np.ndarray] | None = None,
+    frozen: frozenset[str] = frozenset(),
+) -> State:
+    """State before the first step, as host arrays; from `params` where there are some already.
+    Parameters at `frozen` paths are never changed, so nothing is kept for them.
+    """
+    values = model.initialise(seed) if params is None else params
+    return _state(model, values, lambda shape, dtype: np.zeros(shape, dtype), frozen=frozen)
 
 
-def abstract_state(model: Model) -> State:
+def abstract_state(model: Model, *, frozen: frozenset[str] = frozenset()) -> State:
     """The shape and type of every leaf of the state."""
     params = {p: jax.ShapeDtypeStruct(d.shape, np.float32) for p, d in model.declarations.items()}
-    return _state(model, params, jax.ShapeDtypeStruct)
+    return _state(model, params, jax.ShapeDtypeStruct, frozen=frozen)
 
 
 def empty_window(model: Model) -> dict[str, np.ndarray]:
@@ -74,10 +83,15 @@ def empty_window(model: Model) -> dict[str, np.ndarray]:
 
 
 def _state(
-    model: Model, params: Mapping[str, Any], zeros: Callable[[tuple[int, ...], Any], Any]
+    model: Model,
+    params: Mapping[str, Any],
+    zeros: Callable[[tuple[int, ...], Any], Any],
+    *,
+    frozen: frozenset[str],
 ) -> State:
     def moments() -> dict[str, Any]:
-        return {path: zeros(value.shape, np.float32) for path, value in params.items()}
+        trained = {path: value for path, value in params.items() if path not in frozen}
+        return {path: zeros(value.shape, np.float32) for path, value in trained.items()}
 
     # the structure of optax.chain(clip, scale_by_adam, decay and scale); train/optimizer.py
     adam = optax.ScaleByAdamState(count=zeros((), np.int32), mu=moments(), nu=moments())
@@ -91,7 +105,11 @@ def _state(
 
 
 def train_step(
-    model: Model, loss: Callable[..., Any], *, accumulate: int
+    model: Model,
+    loss: Callable[..., Any],
+    *,
+    accumulate: int,
+    frozen: frozenset[str] = frozenset(),
 ) -> Callable[[State, Hyper, Batch], tuple[State, jax.Array]]:
     """The step as a function to (state, mean loss); `loss(params, batch, progress=)` gives summed
     nats, weights and aux of a (micro-)batch.
@@ -99,14 +117,17 @@ def train_step(
     What is differentiated is the mean loss and the layers' own losses at their weights; what is
     returned and recorded is the mean loss alone.
     """
-    buffers = {path: d.update for path, d in model.declarations.items() if d.update is not None}
+    trained = {path: d for path, d in model.declarations.items() if path not in frozen}
+    buffers = {path: d.update for path, d in trained.items() if d.update is not None}
 
-    def gradients(params: Mapping[str, jax.Array], batch: Batch, hyper: Hyper, progress: jax.Array):
+    def gradients(whole: Mapping[str, jax.Array], batch: Batch, hyper: Hyper, progress: jax.Array):
+        held = {path: whole[path] for path in frozen}
+        params = {path: whole[path] for path in trained}
         # the mean is over the whole batch, so micro-batches weigh by their tokens
         total = jnp.maximum(normaliser(batch), 1.0)
 
         def objective(params: Mapping[str, jax.Array], batch: Batch):
-            nats, _, aux = loss(params, batch, progress=progress)
+            nats, _, aux = loss({**held, **params}, batch, progress=progress)
             # losses and statistics are means over micro-batches, counts of buffers are sums
             aux = {k: v if k.startswith("buffer/") else v / accumulate for k, v in aux.items()}
             value = nats / total
@@ -140,7 +161,8 @@ def train_step(
         rate = learning_rate(state["step"], hyper)
         optimizer = adamw(hyper, model.declarations, learning_rate=rate)
         updates, opt = optimizer.update(grads, state["opt"], state["params"])
-        params: dict[str, jax.Array] = {**optax.apply_updates(state["params"], updates)}  # pyright: ignore[reportGeneralTypeIssues]
+        old = {path: state["params"][path] for path in trained}
+        params: dict[str, jax.Array] = {**state["params"], **optax.apply_updates(old, updates)}  # pyright: ignore[reportGeneralTypeIssues]
         for path, update in buffers.items():
             params[path] = update(params[path], aux[f"buffer/{path}"])
         norm = optax.tree.norm(grads)

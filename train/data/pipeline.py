@@ -43,11 +43,12 @@ class Data:
     order: Any = field(
         repr=False
     )  # grain MapDataset: position in the run -> row, counted through the sources
+    first: int = 0  # positions that earlier runs took: where this one begins
 
     def batch(self, step: int, *, process_index: int = 0, process_count: int = 1) -> Batch:
         """Rows p*B/n to (p+1)*B/n of a step's global batch, for process p of n: (B/n, T)."""
         size = self._share(process_count)
-        start = step * self.sequences_per_batch + process_index * size
+        start = self.first + step * self.sequences_per_batch + process_index * size
         order = self.order
         return _rows(self.train, np.array([order[i] for i in range(start, start + size)]))
 
