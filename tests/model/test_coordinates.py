@@ -16,6 +16,9 @@ WIDTHS = (32, 64, 128)
 # the gates of 4 key channels a head saturate by chance: gla's stream falls by width^-0.13 from
 # width 32 and is flat from 64 on
 WIDER = {"gla": (64, 128, 256)}
+# choices of experts are discrete, so that two seeds scatter: slopes of the stream of moe and
+# chain_of_experts +0.11 and +0.14 with two, +0.03 and +0.06 with six
+SEEDS = {"moe": 6, "chain_of_experts": 6}
 
 
 def check(name: str, kind: str, corpus: SourceSpec, cache: Path) -> Check:
@@ -30,7 +33,7 @@ def check(name: str, kind: str, corpus: SourceSpec, cache: Path) -> Check:
         model=replace(spec, n_layers=n_layers, parametrisation=rule),
         data=DataSpec(sources=(corpus,), seq_len=32),
     )
-    return coordinate_check(run, cache=cache, widths=widths, seeds=2)
+    return coordinate_check(run, cache=cache, widths=widths, seeds=SEEDS.get(name, 2))
 
 
 def test_changes_are_flat_in_width_under_mup_and_grow_under_standard(root: Path, corpus):
