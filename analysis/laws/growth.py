@@ -82,6 +82,7 @@ GROWTH_SPEEDUP = Law(
 )
 
 FACTOR = 4.0  # of the paper; its valleys lie between 2 and 4
+EARLY = 0.1  # guess: of the tokens; the paper's own examples of 7B and more stack before 2.1 %
 SLACK = 2.0  # how far N and C may leave the range in which the timing law was fitted
 
 
@@ -94,7 +95,9 @@ class Growth:
     N: float
     D: float  # tokens after stacking
     small_share: float  # of the FLOPs
+    token_share: float  # small_D over the tokens that all the FLOPs give a model of N from scratch
     outside: tuple[str, ...]  # what leaves the range in which the timing law was fitted
+    warning: str | None  # where the timing law stacks too late to be believed
 
 
 def plan(
@@ -103,15 +106,21 @@ def plan(
     flops: float,
     factor: float = FACTOR,
     params: Mapping[str, float] = GROWTH_TIMING.published["equation 2"],
+    fraction: float | None = None,
 ) -> Growth:
     """When to stack a model `factor` times smaller into N parameters, for `flops` in all; raises
-    InputError. `params` are those of a `growth_timing` fit."""
+    InputError. `params` are those of a `growth_timing` fit; `fraction`, where given, takes the
+    place of their timing: small_D over the tokens of N parameters from scratch.
+    """
     positive_or_refuse("N", N)
     positive_or_refuse("flops", flops)
     if not (np.isfinite(factor) and factor > 1):
         raise InputError("factor", factor, "write a number of copies above 1, such as 4")
+    if fraction is not None and not 0 < fraction < factor:
+        raise InputError("fraction", fraction, "write a share of the tokens, such as 0.05")
+    whole = flops / (6 * N)
     log_d = params["a"] * np.log10(N) + params["b"] / np.log10(flops) + params["c"]
-    tokens = float(np.exp(LN10 * log_d))
+    tokens = float(np.exp(LN10 * log_d)) if fraction is None else fraction * whole
     small = 6 * N / factor * tokens
     if small >= flops:
         raise InputError(
@@ -127,14 +136,29 @@ def plan(
     ]
     if not 2 <= factor <= 4:
         outside.append(f"factor {factor:.3g} against 2 to 4")
+    warning = None
+    if fraction is None and tokens > EARLY * whole:
+        warning = (
+            f"stacks after {tokens:.3g} tokens, {tokens / whole:.0%} of what these FLOPs give "
+            f"{N:.3g} parameters from scratch; write a fraction of your own, such as 0.05"
+        )
     return Growth(
         small_N=N / factor,
         small_D=tokens,
         N=N,
         D=(flops - small) / (6 * N),
         small_share=small / flops,
-        outside=tuple(outside),
+        token_share=tokens / whole,
+        outside=tuple(outside) if fraction is None else (),
+        warning=warning,
     )
+
+
+def speed_up(scratch_flops: float, grown_flops: float) -> float:
+    """What growth saves at an equal loss: FLOPs from scratch over those of both phases, less 1."""
+    positive_or_refuse("scratch_flops", scratch_flops)
+    positive_or_refuse("grown_flops", grown_flops)
+    return scratch_flops / grown_flops - 1
 
 
 def positive_or_refuse(field: str, value: float) -> None:

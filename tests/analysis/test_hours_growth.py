@@ -104,6 +104,33 @@ def test_a_growth_plan_spends_the_budget_at_the_papers_timing():
     assert "flops" in growth_laws.plan(N=3e9, flops=1e23).outside[0]
 
 
+@pytest.mark.parametrize(
+    "N, D, small_D",
+    [(8e9, 15e12, 6.58), (7e9, 2e12, 11.11), (13e9, 2e12, 15.84), (70e9, 2e12, 42.48)],
+)
+def test_the_timing_of_the_papers_examples_comes_back(N: float, D: float, small_D: float):
+    """README of tongxuluo/prts: Llama models of these sizes, in billions of tokens."""
+    found = growth_laws.plan(N=N, flops=6 * N * D)
+    assert found.small_D / 1e9 == pytest.approx(small_D, abs=0.006)
+    assert found.token_share == pytest.approx(found.small_D / D) and found.token_share < 0.022
+    assert found.warning is None
+
+
+def test_a_small_model_is_warned_that_the_timing_is_too_late_and_takes_a_fraction():
+    found = growth_laws.plan(N=1e9, flops=6 * 1e9 * 20e9)
+    assert found.token_share == pytest.approx(1.02, abs=0.01)
+    assert found.warning is not None and "102% of what these FLOPs give" in found.warning
+    own = growth_laws.plan(N=1e9, flops=6 * 1e9 * 20e9, fraction=0.05)
+    assert own.small_D == pytest.approx(1e9) and own.warning is None and own.outside == ()
+    spent = 6 * (own.small_N * own.small_D + own.N * own.D)
+    assert spent == pytest.approx(6 * 1e9 * 20e9)
+
+
+def test_speed_up_is_the_papers():
+    """54.6 % of 7B: 194B tokens where from scratch it takes 300B."""
+    assert growth_laws.speed_up(300e9, 194e9) == pytest.approx(0.546, abs=0.001)
+
+
 def grown_runs(*, m, slope, noise, seed):
     """Runs from scratch and grown ones that need 1/m of their compute, m falling or not."""
     rng = np.random.default_rng(seed)
@@ -172,6 +199,7 @@ REFUSED = {
     ),
     "small phase too dear": lambda: growth_laws.plan(N=3e12, flops=1e18),
     "shrinks": lambda: growth_laws.plan(N=3e9, flops=1e21, factor=0.5),
+    "no share": lambda: growth_laws.plan(N=3e9, flops=1e21, fraction=0.0),
     "four runs": lambda: growth.multiplier(
         ([1e20, 2e20, 3e20, 4e20], [3, 2.9, 2.8, 2.7]), ([1e20, 2e20, 3e20], [2.9, 2.8, 2.7])
     ),
