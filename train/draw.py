@@ -80,8 +80,8 @@ def programs(
             logits_BTV, state = model.extend(params, token_B[:, None], state, dtype=dtype)
             # ids above the tokeniser's are in no training text and spell nothing
             logits_BV = jnp.where(legal_V, logits_BTV[:, 0], NEVER)
-            drawn_B = _draw(logits_BV, state["position"], knobs)
-            token_B = jnp.where(ended_B, end, drawn_B)
+            token_B = drawn(logits_BV, state["position"], knobs)
+            token_B = jnp.where(ended_B, end, token_B)
             ended_B = ended_B | (token_B == end)
             piece_BC = jax.lax.dynamic_update_slice(piece_BC, token_B[:, None], (0, i))
             return i + 1, state, token_B, ended_B, piece_BC
@@ -103,7 +103,7 @@ def programs(
     return Programs(filling.compile(), streaming.compile())
 
 
-def _draw(logits_BV: jax.Array, position: jax.Array, knobs: dict[str, jax.Array]) -> jax.Array:
+def drawn(logits_BV: jax.Array, position: jax.Array, knobs: dict[str, jax.Array]) -> jax.Array:
     """One id a row, of the row's own stream of random numbers."""
     kept_BV = narrowed(
         logits_BV, temperature=knobs["temperature"], top_k=knobs["top_k"], top_p=knobs["top_p"]

@@ -13,6 +13,7 @@ import numpy as np
 
 from model.decoder import Model, build
 from parallelism.errors import InputError
+from train import unmask
 from train.checkpoint import read_params
 from train.data.task import TaskSpec
 from train.data.tokenizers import Tokenizer, load_tokenizer
@@ -161,43 +162,11 @@ def generate(
         if value < 1:
             raise InputError(flag, value, "write at least 1")
     notes = _room(trained.spec, given=len(ids_T), tokens=tokens)
-    began = time.perf_counter()
     end = trained.tokenizer.end_of_document
-    made = programs(
-        trained.model,
-        trained.params,
-        given=len(ids_T),
-        tokens=tokens,
-        rows=n,
-        ids=trained.tokenizer.n_vocab,
-        end=end,
-        dtype=jnp.dtype(resolved_execution(trained.spec)["compute_dtype"]),
-    )
-    knobs = knobs_of(drawing)
-    compiled = time.perf_counter()
-
-    prompt_BT = jnp.broadcast_to(jnp.asarray(ids_T), (n, len(ids_T)))
-    state, token_B = jax.block_until_ready(made.prefill(trained.params, prompt_BT))
-    filled = time.perf_counter()
-
-    ended_B = jnp.zeros((n,), bool)
-    drawn_BT = np.empty((n, 0), np.int32)
-    shown = ""
     if n == 1:
         say(prompt)
-    while drawn_BT.shape[1] < tokens and not bool(ended_B.all()):
-        limit = jnp.int32(min(STREAM, tokens - drawn_BT.shape[1]))
-        state, token_B, ended_B, count, piece_BC = made.stream(
-            trained.params, state, token_B, ended_B, limit, knobs
-        )
-        drawn_BT = np.concatenate([drawn_BT, np.asarray(piece_BC)[:, : int(count)]], axis=1)
-        if n == 1:
-            # a character may end in the next piece: what is open now is shown then
-            whole = trained.tokenizer.shown(drawn_BT[0].tolist()).rstrip("\ufffd")
-            if whole.startswith(shown):
-                say(whole[len(shown) :])
-                shown = whole
-    done = time.perf_counter()
+    draw = _streamed if trained.model.spec.causal else _filled
+    drawn_BT, shown, seconds = draw(trained, ids_T, tokens=tokens, n=n, drawing=drawing, say=say)
 
     rows = [row.tolist() for row in drawn_BT]
     kept = [row[: row.index(end)] if end in row else row for row in rows]
@@ -217,13 +186,91 @@ def generate(
         texts=tuple(texts),
         ended=tuple(end in row for row in rows),
         drawn=sum(len(k) + (end in r) for k, r in zip(kept, rows, strict=True)),
-        seconds={
-            "compile": compiled - began,
-            "prefill": filled - compiled,
-            "decode": done - filled,
-        },
+        seconds=seconds,
         notes=notes,
     )
+
+
+def _streamed(
+    trained: Trained,
+    ids_T: np.ndarray,
+    *,
+    tokens: int,
+    n: int,
+    drawing: Drawing,
+    say: Callable[[str], None],
+) -> tuple[np.ndarray, str, dict[str, float]]:
+    """Ids one after another until every row's document has ended, what was shown of a single row,
+    and seconds.
+    """
+    began = time.perf_counter()
+    made = programs(
+        trained.model,
+        trained.params,
+        given=len(ids_T),
+        tokens=tokens,
+        rows=n,
+        ids=trained.tokenizer.n_vocab,
+        end=trained.tokenizer.end_of_document,
+        dtype=jnp.dtype(resolved_execution(trained.spec)["compute_dtype"]),
+    )
+    knobs = knobs_of(drawing)
+    compiled = time.perf_counter()
+
+    prompt_BT = jnp.broadcast_to(jnp.asarray(ids_T), (n, len(ids_T)))
+    state, token_B = jax.block_until_ready(made.prefill(trained.params, prompt_BT))
+    filled = time.perf_counter()
+
+    ended_B = jnp.zeros((n,), bool)
+    drawn_BT = np.empty((n, 0), np.int32)
+    shown = ""
+    while drawn_BT.shape[1] < tokens and not bool(ended_B.all()):
+        limit = jnp.int32(min(STREAM, tokens - drawn_BT.shape[1]))
+        state, token_B, ended_B, count, piece_BC = made.stream(
+            trained.params, state, token_B, ended_B, limit, knobs
+        )
+        drawn_BT = np.concatenate([drawn_BT, np.asarray(piece_BC)[:, : int(count)]], axis=1)
+        if n == 1:
+            # a character may end in the next piece: what is open now is shown then
+            whole = trained.tokenizer.shown(drawn_BT[0].tolist()).rstrip("\ufffd")
+            if whole.startswith(shown):
+                say(whole[len(shown) :])
+                shown = whole
+    seconds = {
+        "compile": compiled - began,
+        "prefill": filled - compiled,
+        "decode": time.perf_counter() - filled,
+    }
+    return drawn_BT, shown, seconds
+
+
+def _filled(
+    trained: Trained,
+    ids_T: np.ndarray,
+    *,
+    tokens: int,
+    n: int,
+    drawing: Drawing,
+    say: Callable[[str], None],
+) -> tuple[np.ndarray, str, dict[str, float]]:
+    """The same of a model that sees both ways: no place is known to be final before the last is
+    drawn, so nothing is shown on the way, and there is no prefill.
+    """
+    began = time.perf_counter()
+    made = unmask.program(
+        trained.model,
+        trained.params,
+        given=len(ids_T),
+        tokens=tokens,
+        rows=n,
+        ids=trained.tokenizer.n_vocab,
+        dtype=jnp.dtype(resolved_execution(trained.spec)["compute_dtype"]),
+    )
+    compiled = time.perf_counter()
+    prompt_BT = jnp.broadcast_to(jnp.asarray(ids_T), (n, len(ids_T)))
+    drawn_BT = np.asarray(made(trained.params, prompt_BT, knobs_of(drawing)))
+    seconds = {"compile": compiled - began, "decode": time.perf_counter() - compiled}
+    return drawn_BT, "", seconds
 
 
 def _room(spec: RunSpec, *, given: int, tokens: int) -> tuple[str, ...]:
