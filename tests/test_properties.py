@@ -1,6 +1,7 @@
 """Does every layer keep the contract? The properties of tests/properties.py, found by file."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import fields, replace
 
 import jax
@@ -22,11 +23,23 @@ from train.schedule import hyper
 from train.spec import RunSpec, from_dict, to_dict
 from train.step import abstract_state, initial_state
 
-layers = pytest.mark.parametrize("case", p.cases(every_variant=True), ids=str)
-mixers = pytest.mark.parametrize(
-    "case", [c for c in p.cases(every_variant=True) if c.room == "mixers"], ids=str
+# The default suite holds the first variant of every layer to everything that one layer shows, and
+# these to what takes whole models and many compilations; all of it runs with the slow tests.
+OFTEN = ("attention", "ssd", "gated_deltanet", "s4d", "swiglu", "moe")
+FIRST = p.cases(every_variant=False)
+
+
+def _cases(cases: list[Case], often: Callable[[Case], bool]) -> pytest.MarkDecorator:
+    params = [pytest.param(c, marks=() if often(c) else pytest.mark.slow) for c in cases]
+    return pytest.mark.parametrize("case", params, ids=str)
+
+
+layers = _cases(p.cases(every_variant=True), lambda c: c in FIRST)
+mixers = _cases(
+    [c for c in p.cases(every_variant=True) if c.room == "mixers"], lambda c: c in FIRST
 )
-kinds = pytest.mark.parametrize("case", p.cases(every_variant=False), ids=str)
+kinds = _cases(FIRST, lambda c: True)
+kinds_in_full = _cases(FIRST, lambda c: c.kind in OFTEN)
 T = 9
 LONG = 37  # several chunks and a rest
 
@@ -99,7 +112,7 @@ def test_rows_of_a_batch_do_not_mix(case: Case):
 
 
 @mixers
-@pytest.mark.parametrize("isolated", [True, False])
+@pytest.mark.parametrize("isolated", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_fast_form_equals_the_naive_one_in_values_and_gradients(case: Case, isolated: bool):
     one, x_BTD = layer(case), p.stream(2, LONG, p.D_MODEL)
     segments_BT = p.batch(2, LONG)["segments_BT"] if isolated else None
@@ -186,7 +199,7 @@ EXECUTIONS = [
 ]
 
 
-@kinds
+@kinds_in_full
 def test_scan_and_remat_change_the_program_and_nothing_else(case: Case):
     model = build(case.model)
     params, data = p.trained_params(model), p.batch(2, T)
@@ -208,7 +221,7 @@ MESHES = {"data 8": {"data": 8}, "fsdp 8": {"fsdp": 8}, "both": {"fsdp": 4, "ten
 STEPS = 3
 
 
-@kinds
+@kinds_in_full
 def test_sharded_training_equals_unsharded(case: Case):
     # eps well above the rounding of gradients: Adam turns noise around zero into steps of size lr
     run = put(
