@@ -126,7 +126,8 @@ def plan(
         raise InputError(
             "flops",
             flops,
-            f"the small model alone takes {small:.2g} FLOPs: write more FLOPs or a smaller N",
+            f"the small model alone takes {small:.2g} FLOPs: write a fraction of your own, more "
+            "FLOPs or a smaller N",
         )
     ranges = {"N": (N, GROWTH_TIMING.typical["N"]), "flops": (flops, GROWTH_TIMING.typical["C"])}
     outside = [
