@@ -27,7 +27,7 @@ def training(
 ) -> Arrays:
     """A process's rows of a step's global batch."""
     batch = data.batch(step, process_index=process_index, process_count=process_count)
-    first = step * spec.sequences_per_batch + process_index * len(batch.tokens_BT)
+    first = data.first + step * spec.sequences_per_batch + process_index * len(batch.tokens_BT)
     rows_B = np.arange(first, first + len(batch.tokens_BT))
     return spec.objective.prepare(batch, rows_B=rows_B, seed=spec.seed, vocab=spec.model.vocab)
 

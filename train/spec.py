@@ -203,10 +203,10 @@ class RunSpec:
 
     def __post_init__(self):
         data, budget, execution = self.data, self.budget, self.execution
-        if self.objective is None:
-            object.__setattr__(self, "objective", _objective(self.model.objective))
+        objective = _objective(self.objective or self.model.objective)
+        object.__setattr__(self, "objective", objective)  # None was the model's own
         tasks = any(not isinstance(s, SourceSpec) for s in data.sources)
-        self.objective.check(self.model, tasks=tasks)
+        objective.check(self.model, tasks=tasks)
         if budget.batch_tokens % data.seq_len:
             below = max(1, budget.batch_tokens // data.seq_len) * data.seq_len
             raise ValueError(

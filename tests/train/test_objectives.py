@@ -47,6 +47,42 @@ def test_knobs_change_the_run_and_not_its_programs():
     assert shape_key(ways) != shape_key(replace(ways, objective=None))
 
 
+MINE = """
+from typing import Literal
+import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from parallelism.axes import SPEC
+from train.objectives import NextToken
+
+
+@dataclass(frozen=True, kw_only=True, config=SPEC)
+class Spec(NextToken):
+    kind: Literal["my_objectives.late"] = "my_objectives.late"
+    share: float = Field(default=0.5, gt=0, lt=1)  # of a row's targets: the last ones
+
+    def prepare(self, batch, **how):
+        made = super().prepare(batch, **how)
+        late_T = np.arange(batch.tokens_BT.shape[1]) >= (1 - self.share) * batch.tokens_BT.shape[1]
+        return made | {"weights_BT": batch.weights_BT * late_T}
+"""
+
+
+def test_an_objective_of_ones_own_is_a_module(root, corpus, tmp_path, monkeypatch):
+    (tmp_path / "my_objectives").mkdir()
+    (tmp_path / "my_objectives/late.py").write_text(MINE)
+    monkeypatch.chdir(tmp_path)
+    plain = of("next_token", corpus)
+    spec = override(plain, ["objective=my_objectives.late"])
+    spec = override(spec, ["objective.share=0.25"])
+    assert spec.run_id != plain.run_id and from_dict(to_dict(spec)) == spec
+    data = open_text(spec, cache=root / ".cache")
+    made, whole = training(spec, data, 0), training(plain, data, 0)
+    assert (made["weights_BT"] == whole["weights_BT"] * (np.arange(16) >= 12)).all()
+    with pytest.raises(InputError, match="objective.share"):
+        override(spec, ["objective.share=2"])
+
+
 @pytest.mark.parametrize(
     "name, settings, words",
     [
@@ -165,6 +201,7 @@ def test_the_recorded_bound_is_nats_of_hidden_tokens_over_all_tokens(root, corpu
     assert total == pytest.approx(np.log(256) * hidden, rel=1e-5)
     assert total / counted == pytest.approx(np.log(256), rel=0.3)
     # a byte of text that is asked for is a token, and so is the end of every document
-    side = data.held_out[0]
+    (side,) = data.held_out
+    assert side.text_bytes is not None and measure.bytes_per_token is not None
     assert measure.bytes_per_token == pytest.approx(side.text_bytes / side.n_tokens)
     assert 0.9 < measure.bytes_per_token < 1 == data.bytes_per_token()

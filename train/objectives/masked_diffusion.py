@@ -73,8 +73,8 @@ def hide(batch: Batch, *, rate_B: np.ndarray, u_BT: np.ndarray, mask: int) -> Ar
     """
     hidden_BT = u_BT < rate_B[:, None]
     # rows that fill up the last batch: all of one document, and nothing asked of it
-    held_B1 = (batch.weights_BT.any(axis=1) | batch.segments_BT.any(axis=1))[:, None]
-    counted_BT = np.broadcast_to(held_B1, batch.tokens_BT.shape)
+    held_BT = (batch.weights_BT > 0) | (batch.segments_BT > 0)
+    counted_BT = np.broadcast_to(held_BT.any(axis=1, keepdims=True), held_BT.shape)
     return {
         "tokens_BT": np.where(hidden_BT, np.int32(mask), batch.tokens_BT),
         "targets_BT": batch.tokens_BT,
