@@ -471,10 +471,14 @@ def _whole_numbers(field: str, text: str) -> list[int]:
 
 def _spec(source: str, settings: Sequence[str]) -> Any:
     """A RunSpec from a name or a JSON file, with `--set` applied."""
+    from pydantic import ValidationError
+
     from model import archs
+    from model.spec import ModelSpec
     from train.paths import override
     from train.record import read_json
     from train.spec import RunSpec, from_dict
+    from train.spec_error import input_error
 
     if source.endswith(".json") or Path(source).is_file():
         path = Path(source)
@@ -484,7 +488,11 @@ def _spec(source: str, settings: Sequence[str]) -> Any:
         if not isinstance(tree, dict):
             raise InputError(source, "not an object", "give the JSON of a RunSpec")
         return override(from_dict(tree, source=source), settings)
-    return override(_rebuilt(RunSpec(model=archs.build(source)), settings), settings)
+    try:
+        model = archs.build(source)
+    except ValidationError as error:  # in a function of the user's own
+        raise input_error(error, source=source, root=ModelSpec) from None
+    return override(_rebuilt(RunSpec(model=model), settings), settings)
 
 
 def _rebuilt(spec: Any, settings: Sequence[str]) -> Any:
@@ -501,6 +509,8 @@ def _rebuilt(spec: Any, settings: Sequence[str]) -> Any:
         return spec  # `override` says what is wrong with that width
     try:
         return replace(spec, model=archs.build(spec.model.arch, int(width)))
+    except InputError:
+        raise
     except ValueError:
         return spec  # `override` says what is wrong with that width
 

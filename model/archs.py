@@ -8,9 +8,13 @@ an architecture, write a function here; its public name is its name.
 import inspect
 import math
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from model.pattern import unit
 from model.spec import BlockSpec, ModelSpec, Parametrisation, StreamsSpec, resolve, users_module
@@ -479,9 +483,11 @@ def build(name: str, d_model: int | None = None) -> ModelSpec:
     else:
         hint = f"{nearest(name, functions)}, or module:function for one of your own"
         raise InputError("--arch", name, hint)
-    spec = make() if d_model is None else make(d_model)
+    arguments = () if d_model is None else (d_model,)
+    spec = _called(name, make, arguments) if ":" in name else make(*arguments)
     if not isinstance(spec, ModelSpec):
-        raise InputError("--arch", name, "write a function from a width to a ModelSpec")
+        given = f"{name} (returned {type(spec).__name__})"
+        raise InputError("--arch", given, "write a function from a width to a ModelSpec")
     return replace(spec, arch=name) if ":" in name else spec
 
 
@@ -489,13 +495,28 @@ def _users(name: str) -> Callable[..., Any]:
     module, _, function = name.partition(":")
     try:
         found = vars(users_module(module)).get(function)
-    except Exception as error:  # a user's module can raise anything while it is imported
-        said = (f"{type(error).__name__}: {error}".splitlines() or [""])[0]
+    except (Exception, SystemExit) as error:  # a user's module can raise anything on import
         instead = "write module:function of a module that imports"
-        raise InputError("--arch", f"{name} ({said})", instead) from None
+        raise InputError("--arch", f"{name} ({_said(error)})", instead) from None
     if not callable(found):
         raise InputError("--arch", name, f"{module} has no function {function}; write one")
     return found
+
+
+def _called(name: str, make: Callable[..., Any], arguments: tuple[int, ...]) -> Any:
+    try:
+        return make(*arguments)
+    except (InputError, ValidationError):
+        raise  # say by themselves what to write instead
+    except (Exception, SystemExit) as error:
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        said = f"{_said(error)}, {Path(at.filename).name} line {at.lineno}"
+        instead = "write a function from a width, which has a default, to a ModelSpec"
+        raise InputError("--arch", f"{name} ({said})", instead) from None
+
+
+def _said(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def widths(name: str) -> list[int]:

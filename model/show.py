@@ -8,8 +8,9 @@ from typing import Any
 from model.count import CONVENTIONS, Counts, count
 from model.decoder import build
 from model.spec import ModelSpec
-from parallelism.axes import MeshSpec
+from parallelism.axes import AXES, MeshSpec
 from parallelism.place import report
+from parallelism.rules import PARAMETERS
 
 
 @dataclass(frozen=True)
@@ -124,8 +125,13 @@ def _multiplier(value: float | None) -> str:
 
 
 def _names(dims: tuple[str, ...]) -> str:
-    """The mesh axes that the strategy names for each dim, whatever their size."""
-    from parallelism.axes import AXES
-    from parallelism.rules import PARAMETERS
-
-    return "(" + ", ".join("+".join(PARAMETERS.get(AXES[d].name, ("-",))) for d in dims) + ")"
+    """The mesh axes that the strategy names for each dim, whatever their size; as in `partition`,
+    the first dim that names an axis has it.
+    """
+    used: set[str] = set()
+    parts: list[str] = []
+    for letter in dims:
+        axes = [a for a in PARAMETERS.get(AXES[letter].name, ()) if a not in used]
+        used.update(axes)
+        parts.append("+".join(axes) or "-")
+    return f"({', '.join(parts)})"

@@ -40,6 +40,8 @@ def input_error(error: ValidationError, *, source: str, root: type) -> InputErro
     `root` is the dataclass that was validated: its fields are what an unknown one is compared with.
     """
     rows = _rows(error.errors(include_url=False))
+    # a sequence is also "too short" where one of its items is wrong
+    rows = [r for r in rows if not any(other.path.startswith(f"{r.path}.") for other in rows)]
     path, given, kind, message = rows[0].path, rows[0].given, rows[0].kind, rows[0].message
     if kind == "unexpected_keyword_argument":
         message = "no such field; " + nearest(path, rows[0].known or _siblings(root, path))
@@ -47,12 +49,15 @@ def input_error(error: ValidationError, *, source: str, root: type) -> InputErro
         given, message = "nothing", "this field is required; write a value"
     elif isinstance(given, dict | tuple | list) or hasattr(given, "kwargs"):
         given = None
+    elif given is None:
+        given = "null"
+    message = _instead(message)
     if len(rows) > 1:
         message += f" (and {len(rows) - 1} more: {', '.join(r.path for r in rows[1:5])})"
     if source == "spec":
         source = ""
     field = f"{source}: {path}" if path and source else (path or source)
-    return InputError(field, given, _instead(message))
+    return InputError(field, given, message)
 
 
 def _instead(message: str) -> str:

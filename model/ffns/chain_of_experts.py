@@ -33,7 +33,7 @@ from parallelism.axes import SPEC
 @dataclass(frozen=True, kw_only=True, config=SPEC)
 class Spec(RoutedSpec):
     kind: Literal["chain_of_experts"] = "chain_of_experts"  # pyright: ignore[reportIncompatibleVariableOverride]
-    passes: int = Field(default=2, ge=1)
+    passes: int = Field(default=2, ge=1, le=64)
     residual: Literal["prenorm_inner", "official_inner", "upcycled"] = "prenorm_inner"
     routers: Literal["each", "one"] = "each"  # one: every pass asks the same router
 

@@ -34,7 +34,7 @@ class Spec(LayerSpec):
     kind: Literal["deltanet"] = "deltanet"  # pyright: ignore[reportIncompatibleVariableOverride]
     d_head: int = Field(default=32, ge=1)
     value_ratio: int = Field(default=1, ge=1)  # width of a head's values over that of its keys
-    taps: int = Field(default=4, ge=1)  # of the short convolution; 1 leaves each channel a gain
+    taps: int = Field(default=4, ge=1, le=64)  # of the short convolution; 1: a gain a channel
     gate: bool = False  # the output times SiLU of a projection
     negative_eigenvalues: bool = False
     chunk: int = Field(default=32, ge=1)  # positions solved at once; the order of sums only

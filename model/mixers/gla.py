@@ -38,6 +38,11 @@ class Spec(LayerSpec):
             raise ValueError(
                 f"d_head {self.d_head} does not divide d_model {width}; write a divisor of {width}"
             )
+        if self.gate_rank > width:
+            raise ValueError(
+                f"gate_rank {self.gate_rank} is above d_model {width}, and more than that adds "
+                f"nothing; write at most {width}"
+            )
         heads = width // self.d_head
         return {"H": heads, "K": self.d_key, "M": self.d_head, "R": self.gate_rank}
 

@@ -56,6 +56,13 @@ class Spec(LayerSpec):
     slow: float = Field(default=1.5, gt=0)  # (the slowest's) window has fallen to `floor`
     floor: float = Field(default=1e-2, gt=0, lt=1)
 
+    def __post_init__(self):
+        if self.slow < self.fast:
+            raise ValueError(
+                f"slow {self.slow:g} is below fast {self.fast:g}; write a slow of at least "
+                f"{self.fast:g}"
+            )
+
     def sizes(self, shared: Mapping[str, int]) -> dict[str, int]:
         sizes = {"X": 2 * self.bands + 1, "F": self.d_filter, "W": self.taps}
         if self.projection == "monarch":

@@ -55,6 +55,12 @@ class Spec(LayerSpec):
 
     def sizes(self, shared: Mapping[str, int]) -> dict[str, int]:
         heads = whole_heads(shared["D"], self.d_head)
+        for name in ("rank", "gate_rank"):
+            if (rank := getattr(self, name)) > shared["D"]:
+                raise ValueError(
+                    f"{name} {rank} is above d_model {shared['D']}, and more than that adds "
+                    f"nothing; write at most {shared['D']}"
+                )
         sizes = {"H": heads, "K": self.d_head, "M": self.d_head}
         return {**sizes, "Y": TARGETS, "R": self.rank, "F": self.gate_rank}
 

@@ -36,7 +36,7 @@ class Spec(LayerSpec):
     d_state: int = Field(default=128, ge=1)  # keys of one group
     expand: int = Field(default=2, ge=1)  # width of all values over d_model
     groups: int = Field(default=1, ge=1)  # of heads that share b and c
-    taps: int = Field(default=4, ge=1)
+    taps: int = Field(default=4, ge=1, le=64)
     decay_min: float = Field(default=1.0, gt=0)  # e^A_log starts uniform between the two
     decay_max: float = Field(default=16.0, gt=0)
     step_min: float = Field(default=1e-3, gt=0)  # the step starts log-uniform between the two

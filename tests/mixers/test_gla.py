@@ -69,3 +69,8 @@ def test_a_gate_that_is_shut_leaves_a_position_to_itself():
 def test_a_head_that_does_not_divide_is_refused_with_what_to_write():
     with pytest.raises(ValueError, match="d_head 12 does not divide d_model 32; write a divisor"):
         Spec(d_head=12).sizes({"D": 32})
+
+
+def test_a_rank_above_the_width_is_refused():
+    with pytest.raises(ValueError, match="gate_rank 33 is above d_model 32.*write at most 32"):
+        Spec(d_head=8, gate_rank=33).sizes({"D": 32})

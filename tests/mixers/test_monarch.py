@@ -179,6 +179,11 @@ def test_monomials_at_roots_of_unity_by_monarch_matrices_are_the_causal_convolut
         assert np.max(np.abs(by_matrices(0) - toeplitz_TT @ u_T)) > 0.1, "padding changed nothing"
 
 
+def test_a_slowest_window_that_falls_before_the_fastest_is_refused():
+    with pytest.raises(ValueError, match="slow 1.5 is below fast 2; write a slow of at least 2"):
+        Spec(fast=2.0)
+
+
 def test_a_prime_width_is_refused_with_another_to_write():
     with pytest.raises(ValueError, match="d_model 37 is prime.*write 36, another product, or"):
         Spec().sizes({"D": 37})

@@ -243,3 +243,9 @@ def test_decays_stay_where_the_chunks_need_them():
 def test_a_chunk_whose_factors_overflow_is_refused():
     with pytest.raises(ValueError, match="less than or equal to 128"):
         Spec(chunk=256)
+
+
+@pytest.mark.parametrize("name", ["rank", "gate_rank"])
+def test_a_rank_above_the_width_is_refused(name: str):
+    with pytest.raises(ValueError, match=f"{name} 33 is above d_model 32.*write at most 32"):
+        Spec(**{**VARIANTS[0], name: 33}).sizes({"D": 32})

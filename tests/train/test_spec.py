@@ -174,6 +174,13 @@ def test_a_newer_format_is_refused():
         ("execution.accumulate=5", "execution.accumulate 5 does not divide the 32"),
         ("model.d_model=100", "d_head 16 does not divide d_model 100; write a divisor of 100"),
         ("model.repeat.0.mixer.queries_per_kv=3", "queries_per_kv 3 does not divide the 8 heads"),
+        # one mistake is one mistake, though the tuple that holds it is incomplete, too
+        ("model.repeat.0.mixer.d_head=0", "mixer.d_head: 0; .* greater than or equal to 2$"),
+        (
+            "model.repeat.0.mixer.d_head=null",
+            "mixer.d_head: null; input should be a valid integer$",
+        ),
+        ("model.repeat.0.mixer.d_head=x", "mixer.d_head: x; write a whole number$"),
         ("model.repeat.0.mixer.kind=atention", "did you mean attention"),
         ("model.repeat.0.ffn=swigglu", "did you mean swiglu"),
         ("model.learned_positions=8", "data.seq_len 256 exceeds model.learned_positions 8"),
