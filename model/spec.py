@@ -69,7 +69,8 @@ class LayerSpec:
         return ()
 
 
-WIDEST, DEEPEST = 10**6, 10**4  # beyond any model: a slip of the keyboard, not a size
+# beyond any model: a slip of the keyboard, not a size (and a longer axis has no int32 index)
+WIDEST, DEEPEST, LONGEST = 10**6, 10**4, 10**9
 
 
 def resolve(kind: str, *, room: str) -> Any:
@@ -210,7 +211,7 @@ class ModelSpec:
     objective: str = "next_token"  # what it is made for: a run's objective unless it names another
     d_model: int = Field(ge=1, le=WIDEST)
     n_layers: int = Field(ge=1, le=DEEPEST)
-    vocab: int = Field(default=256, ge=2)
+    vocab: int = Field(default=256, ge=2, le=LONGEST)
     first: tuple[BlockSpec, ...] = ()
     repeat: tuple[BlockSpec, ...] = Field(min_length=1)
     last: tuple[BlockSpec, ...] = ()
@@ -236,7 +237,12 @@ class ModelSpec:
         for part in ("first", "repeat", "last"):
             for block in getattr(self, part):
                 for room, layer in block.layers:
-                    layer.sizes(self.shared_sizes)
+                    for letter, size in layer.sizes(self.shared_sizes).items():
+                        if size > LONGEST:
+                            raise ValueError(
+                                f"dimension {letter} of a {layer.kind} layer would be {size:.3g} "
+                                f"long; write smaller numbers, so that it is at most {LONGEST:.0e}"
+                            )
                     if not (self.causal or layer.bidirectional or room == "ffns"):
                         raise ValueError(
                             f"a {layer.kind} layer sees earlier positions only; write "

@@ -33,9 +33,8 @@ class Spec(LayerSpec):
     rotary_theta: float | None = Field(default=10_000.0, gt=0)  # None: no rotary positions
     qk_norm: bool = False
     bias: bool = False
-    query_blocks: int = Field(
-        default=2, ge=1
-    )  # static blocks of queries; changes the order of sums only
+    # static blocks of queries, each compiled by itself; changes the order of sums only
+    query_blocks: int = Field(default=2, ge=1, le=64)
 
     @property
     def bidirectional(self) -> bool:

@@ -181,6 +181,8 @@ def test_a_newer_format_is_refused():
             "mixer.d_head: null; input should be a valid integer$",
         ),
         ("model.repeat.0.mixer.d_head=x", "mixer.d_head: x; write a whole number$"),
+        ("model.repeat.0.ffn.ratio=1e30", "dimension F of a swiglu layer would be 1.28e.32 long"),
+        ("model.vocab=1e12", "model.vocab: .*; input should be less than or equal to 1000000000"),
         ("model.repeat.0.mixer.kind=atention", "did you mean attention"),
         ("model.repeat.0.ffn=swigglu", "did you mean swiglu"),
         ("model.learned_positions=8", "data.seq_len 256 exceeds model.learned_positions 8"),
