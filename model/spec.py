@@ -44,6 +44,11 @@ class LayerSpec:
         return False
 
     @property
+    def sees_later(self) -> bool:
+        """Whether every position sees later ones, whatever the model is made for."""
+        return False
+
+    @property
     def replaces_stream(self) -> bool:
         """Whether a feed-forward layer's output is the block's, in place of the stream plus it."""
         return False
@@ -243,7 +248,14 @@ class ModelSpec:
                                 f"dimension {letter} of a {layer.kind} layer would be {size:.3g} "
                                 f"long; write smaller numbers, so that it is at most {LONGEST:.0e}"
                             )
-                    if not (self.causal or layer.bidirectional or room == "ffns"):
+                    if self.causal and layer.sees_later:
+                        raise ValueError(
+                            f"a {layer.kind} layer sees later positions, which a causal model is "
+                            f"asked to predict; write causal true in the layer, or false in the "
+                            f"model"
+                        )
+                    both_ways = layer.bidirectional or layer.sees_later
+                    if not (self.causal or both_ways or room == "ffns"):
                         raise ValueError(
                             f"a {layer.kind} layer sees earlier positions only; write "
                             f"causal=true, or a mixer that sees both ways, such as attention"

@@ -63,6 +63,10 @@ class Spec(LayerSpec):
                 f"{self.fast:g}"
             )
 
+    @property
+    def sees_later(self) -> bool:
+        return not self.causal
+
     def sizes(self, shared: Mapping[str, int]) -> dict[str, int]:
         sizes = {"X": 2 * self.bands + 1, "F": self.d_filter, "W": self.taps}
         if self.projection == "monarch":

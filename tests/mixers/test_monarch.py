@@ -11,6 +11,7 @@ import pytest
 
 from model.mixers.monarch import Spec
 from model.ops.monarch import factors, monarch_dft, monarch_inverse
+from model.spec import BlockSpec, ModelSpec
 from tests.properties import Alone, alone, assert_close, sensitivity, stream
 
 SMALL = {"d_filter": 8, "filter_layers": 2, "max_len": 16, "sine": 2.0}
@@ -177,6 +178,14 @@ def test_monomials_at_roots_of_unity_by_monarch_matrices_are_the_causal_convolut
 
         np.testing.assert_allclose(by_matrices(T), toeplitz_TT @ u_T, atol=1e-12)
         assert np.max(np.abs(by_matrices(0) - toeplitz_TT @ u_T)) > 0.1, "padding changed nothing"
+
+
+def test_a_mixer_that_sees_later_positions_is_refused_in_a_causal_model():
+    block = BlockSpec(mixer=Spec(**SMALL, causal=False), ffn=None)  # pyright: ignore[reportArgumentType]
+    size = {"d_model": 16, "n_layers": 1, "repeat": (block,)}
+    with pytest.raises(ValueError, match="sees later positions, which a causal model"):
+        ModelSpec(**size)
+    assert ModelSpec(**size, causal=False).causal is False
 
 
 def test_a_slowest_window_that_falls_before_the_fastest_is_refused():
