@@ -25,7 +25,7 @@ from train.step import abstract_state, initial_state
 
 # The default suite holds the first variant of every layer to everything that one layer shows, and
 # these to what takes whole models and many compilations; all of it runs with the slow tests.
-OFTEN = ("attention", "ssd", "gated_deltanet", "s4d", "swiglu", "moe")
+OFTEN = ("attention", "gated_deltanet", "swiglu", "moe")
 FIRST = p.cases(every_variant=False)
 
 

@@ -86,6 +86,7 @@ def test_a_bad_start_is_never_called_converged_elsewhere():
         assert one.status != "CONVERGED" or same
 
 
+@pytest.mark.slow
 def test_one_sided_outliers_of_20_sigma_hardly_move_the_robust_fit():
     """5 % of rows. p95 of the error at 100x over 60 draws; least squares beside it."""
     sd, robust, squares, listed = 0.002, [], [], []

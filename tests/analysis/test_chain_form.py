@@ -36,6 +36,7 @@ def made(score, *, seed=0, noise=0.002):
     )
 
 
+@pytest.mark.slow
 def test_a_score_that_bends_has_error_of_form_and_one_that_follows_has_not():
     straight, bent = (chain(*made(s), bootstrap=40, starts=16) for s in (accuracy, late))
     assert straight.second_form.form < 2 * SCORE_PRIOR
@@ -46,6 +47,7 @@ def test_a_score_that_bends_has_error_of_form_and_one_that_follows_has_not():
     assert far == sorted(far, reverse=True) and far[-1] > 0
 
 
+@pytest.mark.slow
 def test_the_interval_holds_a_bent_truth_that_statistics_alone_miss():
     truth = late(task_loss(**TARGET))
     plain = with_form = 0

@@ -59,6 +59,7 @@ def pooled(pairs):
     return ours / theirs
 
 
+@pytest.mark.slow
 def test_where_the_law_is_exact_chosen_runs_take_30_percent_off_the_error(errors):
     for goal in ("both", "loss"):
         assert pooled(errors[goal, 0.0]) <= 0.70

@@ -36,6 +36,7 @@ def test_items_that_run_alike_are_one_cluster_and_strays_are_none():
     assert all(len(g) == 1 for g in groups) and len(set.union(*groups)) == 3
 
 
+@pytest.mark.slow
 def test_the_score_is_predicted_at_100_times_the_compute():
     errors, inside = [], 0
     for seed in range(10):

@@ -45,6 +45,7 @@ def ladder(seed, *, loss_noise=0.01, score_noise=0.002):
 TARGET = {"N": 7e9, "D": 4e12}
 
 
+@pytest.mark.slow
 def test_the_chained_interval_covers_where_that_of_the_second_step_alone_does_not():
     truth = accuracy(task_loss(**TARGET))
     chained, alone = 0, 0
@@ -210,6 +211,7 @@ def test_items_with_fewer_choices_keep_theirs_and_damaged_ones_are_refused():
 # -- methods side by side --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_methods_are_judged_on_models_they_have_not_seen():
     truth = questions(1)
     found = compare_methods(truth.models(slice(0, 8)), at=1e23, bootstrap=64)

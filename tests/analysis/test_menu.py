@@ -42,6 +42,7 @@ def menu(rows):
     return choose(rows, laws=("chinchilla", "chinchilla_gamma", "farseer"), bootstrap=60)
 
 
+@pytest.mark.slow
 def test_hold_outs_choose_the_true_form_and_it_extrapolates_within_1_percent(menu):
     assert menu.fit.law == "farseer" and menu.ranked[0].score < menu.ranked[1].score
     for at in FAR:

@@ -145,6 +145,7 @@ def test_true_histories_make_a_row_independent_of_the_other_rows():
     np.testing.assert_array_equal(used["ln_S1"], features(MULTI_POWER, x)["ln_S1"][late])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRUTHS)
 def test_noise_free_curves_give_back_the_law(name):
     law, params = laws.resolve(name), TRUTHS[name]
@@ -245,6 +246,7 @@ UNSEEN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", UNSEEN)
 def test_three_curves_predict_schedules_and_horizons_that_were_never_run(fitted, name):
     history = UNSEEN[name]

@@ -62,7 +62,10 @@ def reference(
     return y_TD, values_THK
 
 
-@pytest.mark.parametrize("knobs", [*VARIANTS, {"d_head": 16, "value_residual": "publish"}], ids=str)
+PUBLISHING = {"d_head": 16, "rank": 4, "gate_rank": 6, "value_residual": "publish"}
+
+
+@pytest.mark.parametrize("knobs", [*VARIANTS, PUBLISHING], ids=str)
 def test_values_equal_the_reference(knobs: dict):
     spec = Spec(**knobs)
     layer, x_BTD = alone(spec, room="mixers"), stream(2, 9, 32)

@@ -13,7 +13,15 @@ from model.decoder import Model, build
 from tests.properties import assert_close, trained_params
 
 T, WIDTH = 12, 32
-causal = pytest.mark.parametrize("name", [n for n in archs.names() if archs.build(n).causal])
+OFTEN = ("dense", "hybrid", "rwkv7", "moe", "parscale")  # the others run with the slow tests
+causal = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=() if n in OFTEN else pytest.mark.slow)
+        for n in archs.names()
+        if archs.build(n).causal
+    ],
+)
 
 
 def small(name: str) -> Model:
