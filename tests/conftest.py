@@ -34,7 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     for room in properties.ROOMS:
         given = config.getoption(f"--{room.removesuffix('s')}")
-        properties.USERS += [(room, module) for module in given]
+        properties.USERS += [(room, module) for module in given]  # pyright: ignore[reportOptionalIterable]
 
 
 @pytest.fixture(scope="session")

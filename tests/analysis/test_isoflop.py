@@ -189,7 +189,7 @@ def test_the_drawn_parabola_passes_through_its_minimum_and_no_point_below_it(res
     found = isoflop(measured(SKEW, span=16), residual=residual)
     other = isoflop(measured(SKEW, span=16), residual="linear" if residual == "log" else "log")
     (axes,) = valleys(found).axes
-    drawn = [line for line in axes.lines if line.get_linestyle() == "--" and len(line.get_xdata())]
+    drawn = [line for line in axes.lines if line.get_linestyle() == "--" and len(line.get_xdata())]  # pyright: ignore[reportArgumentType]
     assert len(drawn) == len(found.valleys)
     for line, valley, unlike in zip(drawn, found.valleys, other.valleys, strict=True):
         assert valley.optimum is not None and unlike.optimum is not None

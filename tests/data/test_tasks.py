@@ -291,9 +291,9 @@ def test_accuracy_counts_answers_whose_logit_lies_above_every_other():
     arrays = {k: jnp.asarray(v) for k, v in batch.items()}
     nats, weights, found = scored(jnp.asarray(logits), arrays)
     assert float(found) == right and 0 < right < batch["weights_BT"].sum()
-    assert (float(nats), float(weights)) == tuple(map(float, next_token(logits, arrays)))
+    assert (float(nats), float(weights)) == tuple(map(float, next_token(logits, arrays)))  # pyright: ignore[reportArgumentType]
     batches = [arrays, {**arrays, "weights_BT": jnp.zeros((3, 8))}]
-    measure = HeldOut(name="val", bytes_per_token=None, answers=True, batches=batches)
+    measure = HeldOut(name="val", bytes_per_token=None, answers=True, batches=batches)  # pyright: ignore[reportArgumentType]
     told = evaluate(lambda _, b: scored(jnp.asarray(logits), b), None, measure)
     assert told["accuracy/val"] == pytest.approx(right / float(weights))
 

@@ -36,7 +36,7 @@ def test_both_forms_equal_the_loop_in_float64(T: int):
     assert T == 1 or not np.allclose(expected, reference(f, u, 0 * segments, start))
     with jax.enable_x64(True):
         for form in (linear_recurrence, naive_linear_recurrence):
-            h = form(jnp.asarray(f), jnp.asarray(u), jnp.asarray(segments), start_BHK=start)
+            h = form(jnp.asarray(f), jnp.asarray(u), jnp.asarray(segments), start_BHK=start)  # pyright: ignore[reportArgumentType]
             assert h.dtype == jnp.float64
             np.testing.assert_allclose(h, expected, rtol=1e-13, atol=1e-13)
 

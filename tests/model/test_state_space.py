@@ -90,7 +90,11 @@ def test_pieces_with_state_are_the_whole():
     def whole_and_pieces(u_BTD):
         decay_DN, gain_DN = discretise(jnp.asarray(a_DN), jnp.asarray(step_D), rule="zoh")
         form = functools.partial(
-            diagonal_chunked, decay_DN=decay_DN, weight_DN=c_DN * gain_DN, segments_BT=None, chunk=8
+            diagonal_chunked,
+            decay_DN=decay_DN,
+            weight_DN=c_DN * gain_DN,  # pyright: ignore[reportArgumentType]
+            segments_BT=None,
+            chunk=8,  # pyright: ignore[reportArgumentType]
         )
         state_BDN, parts = None, []
         for begin, stop in ((0, 37), (37, 38), (38, T)):

@@ -265,7 +265,7 @@ def test_a_merged_model_is_the_same_function_with_dense_layers(kind: str, knobs:
     }
     shapes = {path: d.shape for path, d in build(dense).declarations.items()}
     assert {path: value.shape for path, value in dense_params.items()} == shapes
-    assert_close(logits(dense, dense_params), logits(spec, params))
+    assert_close(logits(dense, dense_params), logits(spec, params))  # pyright: ignore[reportArgumentType]
     again, same = merged(dense_params, dense)
     assert same == dense and all(again[k] is dense_params[k] for k in dense_params)
 
@@ -277,4 +277,4 @@ def test_without_its_guide_a_model_is_the_same_in_use(kind: str):
     kept, plain = unguided({k: np.asarray(v) for k, v in params.items()}, spec)
     assert plain == model_of(kind) and set(kept) == set(build(plain).declarations)
     assert len(params) - len(kept) == 3
-    np.testing.assert_array_equal(logits(plain, kept), logits(spec, params))
+    np.testing.assert_array_equal(logits(plain, kept), logits(spec, params))  # pyright: ignore[reportArgumentType]
