@@ -94,7 +94,7 @@ def test_pieces_with_state_are_the_whole():
             decay_DN=decay_DN,
             weight_DN=c_DN * gain_DN,  # pyright: ignore[reportArgumentType]
             segments_BT=None,
-            chunk=8,  # pyright: ignore[reportArgumentType]
+            chunk=8,
         )
         state_BDN, parts = None, []
         for begin, stop in ((0, 37), (37, 38), (38, T)):
