@@ -184,6 +184,19 @@ def _notes(value: dict[str, Any], zoo: Zoo) -> list[str]:
         "flatters every architecture alike by a fraction of the seeds' spread.",
         "- A diverged run is a result: it is counted under `not done` and left out of the means.",
     ]
+    best = [
+        at["d_model"]
+        for one in value["archs"].values()
+        for at in one["text"].values()
+        if at["d_model"] is not None
+    ]
+    at_edge = sum(width == min(zoo.widths) for width in best)
+    if at_edge:
+        notes.append(
+            f"- {at_edge} of {len(best)} best widths are the smallest, {min(zoo.widths)}: the "
+            "optimum lies at the edge of the grid or below it, so these are not compute-optimal "
+            "losses. Larger budgets are needed before an order here is believed."
+        )
     notes += [f"- **{a}** is left out: {why}" for a, why in sorted(value["left_out"].items())]
     return notes
 

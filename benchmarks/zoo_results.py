@@ -6,7 +6,7 @@ has too few finished seeds its number is missing, not made up.
 
 import math
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -163,7 +163,7 @@ def _law_json(found: Any) -> dict[str, Any]:
         "law": law.law,
         "params": law.params,
         "rows": law.rows,
-        "excluded": law.excluded,
+        "excluded": dict(Counter(row["reason"] for row in law.excluded)),
         "warnings": law.warnings,
     }
 

@@ -37,13 +37,7 @@ def dense(d_model: int = 128) -> ModelSpec:
     block = BlockSpec(
         mixer=_mixer("attention", d_head=_d_head(d_model), qk_norm=True), ffn=_ffn("swiglu")
     )
-    return ModelSpec(
-        arch="dense",
-        d_model=d_model,
-        n_layers=depth(d_model),
-        repeat=(block,),
-        parametrisation=Parametrisation(output_multiplier=4.0, base_d_head=16),
-    )
+    return _plain("dense", d_model, block)
 
 
 def parscale(d_model: int = 128) -> ModelSpec:
@@ -109,13 +103,7 @@ def sliding_window(d_model: int = 128) -> ModelSpec:
         mixer=_mixer("sliding_window", d_head=_d_head(d_model), qk_norm=True, window=64, chunk=64),
         ffn=_ffn("swiglu"),
     )
-    return ModelSpec(
-        arch="sliding_window",
-        d_model=d_model,
-        n_layers=depth(d_model),
-        repeat=(block,),
-        parametrisation=Parametrisation(output_multiplier=4.0, base_d_head=16),
-    )
+    return _plain("sliding_window", d_model, block)
 
 
 def diffusion(d_model: int = 128) -> ModelSpec:
@@ -368,13 +356,7 @@ def lact(d_model: int = 128) -> ModelSpec:
         ),
         ffn=_ffn("swiglu"),
     )
-    return ModelSpec(
-        arch="lact",
-        d_model=d_model,
-        n_layers=depth(d_model),
-        repeat=(block,),
-        parametrisation=Parametrisation(output_multiplier=4.0, base_d_head=16),
-    )
+    return _plain("lact", d_model, block)
 
 
 def s4(d_model: int = 128) -> ModelSpec:
@@ -424,13 +406,7 @@ def elastic_span(d_model: int = 128) -> ModelSpec:
         ),
         ffn=_ffn("swiglu"),
     )
-    return ModelSpec(
-        arch="elastic_span",
-        d_model=d_model,
-        n_layers=depth(d_model),
-        repeat=(block,),
-        parametrisation=Parametrisation(output_multiplier=4.0, base_d_head=16),
-    )
+    return _plain("elastic_span", d_model, block)
 
 
 def _mixer(kind: str, **knobs):

@@ -9,22 +9,22 @@ has no activation on queries, keys and values.
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from model import scaling
-from model.context import Context, State
+from model.context import Context
+from model.gated_heads import GatedHeads, decode_state
 from model.ops import scalar_decay
-from model.ops.norm import rmsnorm
 from model.param import Declare, linear
 from model.spec import LayerSpec
 from parallelism.axes import SPEC
+
+__all__ = ["Layer", "Spec", "decode_state", "extra_flops"]
 
 
 @dataclass(frozen=True, kw_only=True, config=SPEC)
@@ -52,34 +52,17 @@ class Spec(LayerSpec):
 ACTIVATIONS = {"identity": lambda x: x, "silu": jax.nn.silu, "sigmoid": jax.nn.sigmoid}
 
 
-class Layer(nnx.Module):
+class Layer(GatedHeads):
     def __init__(self, spec: Spec, declare: Declare):
+        super().__init__(declare)
         self.spec = spec
-        self.q = declare.matrix("q", "D H K", contract="D")
-        self.k = declare.matrix("k", "D H K", contract="D")
-        self.v = declare.matrix("v", "D H M", contract="D")
-        self.gate = declare.matrix("gate", "D H M", contract="D")
-        self.gain = declare.vector("gain", "M", init="ones")
-        self.out = declare.matrix("out", "H M D", contract="H M", role=scaling.RESIDUAL)
-        self.scale = scaling.attention_scale(declare.rule, per_head=declare.sizes["K"])
-        self.state = tuple(declare.sizes[letter] for letter in "HKM")
 
-    def __call__(self, x_BTD: jax.Array, ctx: Context) -> tuple[jax.Array, dict[str, jax.Array]]:
-        return self._mix(x_BTD, ctx, None)[0], {}
-
-    def start(self, rows: int, *, length: int, dtype: Any) -> State:
-        return {"state_BHKM": jnp.zeros((rows, *self.state), jnp.float32)}
-
-    def extend(self, x_BTD: jax.Array, state: State, ctx: Context):
-        y_BTD, state_BHKM = self._mix(x_BTD, ctx, state["state_BHKM"])
-        return y_BTD, {"state_BHKM": state_BHKM}, {}
-
-    def _mix(self, x_BTD: jax.Array, ctx: Context, state_BHKM: jax.Array | None):
+    def mix(self, x_BTD: jax.Array, ctx: Context, state_BHKM: jax.Array | None):
         spec, (H, _, _) = self.spec, self.state
         activate = ACTIVATIONS[spec.activation]
         q_BTHK, k_BTHK, v_BTHM = (activate(linear(x_BTD, w)) for w in (self.q, self.k, self.v))
         decay_BTH = jnp.broadcast_to(spec.log_decay(H), (1, x_BTD.shape[1], H))
-        y_BTHM, state_BHKM = scalar_decay.form(naive=ctx.naive, chunk=spec.chunk)(
+        return scalar_decay.form(naive=ctx.naive, chunk=spec.chunk)(
             q_BTHK * jnp.asarray(self.scale, q_BTHK.dtype),
             k_BTHK,
             v_BTHM,
@@ -87,9 +70,9 @@ class Layer(nnx.Module):
             ctx.segments_BT,
             state_BHKM=state_BHKM,
         )
-        y_BTHM = rmsnorm(y_BTHM, self.gain[...]).astype(x_BTD.dtype)
-        gate_BTHM = ACTIVATIONS[spec.gate](linear(x_BTD, self.gate))
-        return linear(y_BTHM * gate_BTHM, self.out), state_BHKM
+
+    def gated(self, gate_BTHM: jax.Array) -> jax.Array:
+        return ACTIVATIONS[self.spec.gate](gate_BTHM)
 
 
 def extra_flops(spec: Spec, sizes: Mapping[str, int], *, seq_len: int, causal: bool) -> float:
@@ -104,8 +87,3 @@ def extra_flops(spec: Spec, sizes: Mapping[str, int], *, seq_len: int, causal: b
         causal=causal,
         decays=sizes["H"],
     )
-
-
-def decode_state(spec: Spec, sizes: Mapping[str, int]) -> dict[str, int]:
-    """Numbers kept for decoding one sequence: `per_token` of context, and `fixed`."""
-    return {"per_token": 0, "fixed": sizes["H"] * sizes["K"] * sizes["M"]}
