@@ -66,6 +66,11 @@ class MeshSpec:
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
     @property
+    def replicas(self) -> int:
+        """Among how many the rows of a batch are shared: every axis of `ACTIVATIONS["batch"]`."""
+        return self.data * self.fsdp * self.expert
+
+    @property
     def n_devices(self) -> int:
         n = 1
         for size in self.sizes.values():

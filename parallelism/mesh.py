@@ -11,11 +11,8 @@ from jax.sharding import AxisType, Mesh
 from parallelism.axes import MESH_AXES, MeshSpec
 from parallelism.errors import InputError
 
-READY = (
-    "data",
-    "fsdp",
-    "tensor",
-)  # axes with a strategy behind them; the others are named and refused
+# axes with a strategy behind them; the others are named and refused
+READY = ("data", "fsdp", "tensor", "sequence", "expert")
 
 
 def make_mesh(spec: MeshSpec) -> Mesh:

@@ -16,7 +16,7 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
 }
 
 ACTIVATIONS: dict[str, tuple[str, ...]] = {
-    "batch": ("data", "fsdp"),
+    "batch": ("data", "fsdp", "expert"),  # every axis that holds tokens of its own
     "time": ("sequence",),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),

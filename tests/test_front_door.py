@@ -66,7 +66,7 @@ MAP = "--map=N=params,D=tokens,loss=loss"
         ("model.repeat.0.mixer.d_head=6", "d_head 6", "write a divisor of 16"),
         ("budget.batch_tokens=100", "budget.batch_tokens 100", "write 96"),
         ("budget.tokens=3", "budget.tokens 3", "write at least 128"),
-        ("execution.mesh.data=3", "data x fsdp = 3", "divides it"),
+        ("execution.mesh.data=3", "data x fsdp x expert = 3", "divides it"),
         ("execution.accumulate=3", "execution.accumulate 3", "write a divisor of 4"),
         ("optim.lr", "--set", "write path=value"),
         ("model.d_model=1e400", "model.d_model", "finite"),

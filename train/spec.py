@@ -232,13 +232,12 @@ class RunSpec:
                 f"sequences of a batch; write a "
                 f"divisor of {rows}"
             )
-        replicas = execution.mesh.data * execution.mesh.fsdp
+        replicas = execution.mesh.replicas
         if (rows // execution.accumulate) % replicas:
             raise ValueError(
-                f"execution.mesh data x fsdp = {replicas} does not divide the "
-                f"{rows // execution.accumulate} sequences "
-                f"of a micro-batch; write a mesh whose data x fsdp divides it, or a larger "
-                f"budget.batch_tokens"
+                f"execution.mesh data x fsdp x expert = {replicas} does not divide the "
+                f"{rows // execution.accumulate} sequences of a micro-batch; write a mesh whose "
+                f"data x fsdp x expert divides it, or a larger budget.batch_tokens"
             )
 
     @property
