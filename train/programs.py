@@ -100,7 +100,8 @@ def shape_key(spec: RunSpec) -> str:
 
 
 def abstract_batch(spec: RunSpec) -> dict[str, jax.ShapeDtypeStruct]:
-    shape = (spec.sequences_per_batch, spec.data.seq_len)
+    """An array's name ends with its dims."""
+    sizes = {"B": spec.sequences_per_batch, "T": spec.data.seq_len}
     kinds = {
         "tokens_BT": np.int32,
         "targets_BT": np.int32,
@@ -108,7 +109,10 @@ def abstract_batch(spec: RunSpec) -> dict[str, jax.ShapeDtypeStruct]:
         "weights_BT": np.float32,
         **spec.objective.arrays,
     }
-    return {name: jax.ShapeDtypeStruct(shape, kind) for name, kind in kinds.items()}
+    return {
+        name: jax.ShapeDtypeStruct(tuple(sizes[d] for d in name.rpartition("_")[2]), kind)
+        for name, kind in kinds.items()
+    }
 
 
 def state_shardings(model: Model, state: State, mesh: Mesh) -> Any:

@@ -8,7 +8,7 @@ in tests/golden/run_ids.json.
 import hashlib
 import json
 from dataclasses import fields
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal, cast, get_args, get_type_hints
 
 from pydantic import BeforeValidator, Field, PlainSerializer, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -77,6 +77,11 @@ class SourceSpec:
     path: str | None = None
     column: str = "text"  # jsonl and parquet
     weight: float = Field(default=1.0, gt=0)  # share of rows in a mixture, relative to the others
+
+    @property
+    def gives(self) -> str:
+        """Which kind of rows, as objectives take them."""
+        return "text"
 
     def __post_init__(self):
         if self.kind == "stdlib" and self.path is not None:
@@ -193,7 +198,7 @@ class RunSpec:
     model: ModelSpec
     optim: OptimSpec = Field(default_factory=OptimSpec)
     schedule: ScheduleSpec = Field(default_factory=ScheduleSpec)
-    data: DataSpec = Field(default_factory=DataSpec)
+    data: DataSpec = cast(DataSpec, None)  # read as what the objective reads
     budget: BudgetSpec = Field(default_factory=BudgetSpec)
     evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec)
     objective: Objective = None  # read as the one that the model is made for
@@ -202,11 +207,13 @@ class RunSpec:
     execution: ExecutionSpec = Field(default_factory=ExecutionSpec)
 
     def __post_init__(self):
-        data, budget, execution = self.data, self.budget, self.execution
         objective = _objective(self.objective or self.model.objective)
         object.__setattr__(self, "objective", objective)  # None was the model's own
-        tasks = any(not isinstance(s, SourceSpec) for s in data.sources)
-        objective.check(self.model, tasks=tasks)
+        object.__setattr__(self, "data", self.data or objective.data)
+        data, budget, execution = self.data, self.budget, self.execution
+        for source in data.sources:
+            objective.check_source(source.gives)
+        objective.check(self.model)
         if budget.batch_tokens % data.seq_len:
             below = max(1, budget.batch_tokens // data.seq_len) * data.seq_len
             raise ValueError(

@@ -41,7 +41,7 @@ def placer(
 
         def local(batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
             make = jax.make_array_from_process_local_data
-            return {k: make(sharding, v, shape) for k, v in batch.items()}
+            return {k: make(sharding, v, (shape[0], *v.shape[1:])) for k, v in batch.items()}
 
         return local, {"process_index": index, "process_count": processes}
 

@@ -286,14 +286,14 @@ def _rows(sides: tuple[Rows, ...], numbers_B: np.ndarray) -> Batch:
         places.append(np.flatnonzero(which_B == i))
         parts.append(sides[i].read(numbers_B[places[-1]] - (ends[i] - sides[i].n_rows)))
     back_B = np.argsort(np.concatenate(places))
-    return Batch(*(np.concatenate(some)[back_B] for some in zip(*parts, strict=True)))
+    return type(parts[0])(*(np.concatenate(some)[back_B] for some in zip(*parts, strict=True)))
 
 
 def _padded(batch: Batch, size: int) -> Batch:
     missing = size - len(batch.tokens_BT)
     if not missing:
         return batch
-    return Batch(*(np.pad(a, ((0, missing), (0, 0))) for a in batch))
+    return type(batch)(*(np.pad(a, [(0, missing)] + [(0, 0)] * (a.ndim - 1)) for a in batch))
 
 
 def _sum(values: Any) -> Any:

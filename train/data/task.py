@@ -12,7 +12,7 @@ import importlib
 import json
 import pkgutil
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import Field, TypeAdapter
@@ -35,6 +35,8 @@ class TaskSpec:
 
     kind: str
     weight: float = Field(default=1.0, gt=0)  # share of rows in a mixture, relative to the others
+
+    gives: ClassVar[str] = "answers"  # which kind of rows, as objectives take them
 
     @property
     def n_vocab(self) -> int:

@@ -10,7 +10,7 @@ import importlib
 import pkgutil
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from model.spec import ModelSpec, users_module
 from parallelism.axes import SPEC
 from parallelism.errors import nearest
 from train.data.rows import Batch
+from train.spec import DataSpec
 
 Arrays = dict[str, np.ndarray]  # a batch by name: the arrays of `Batch`, and the objective's own
 
@@ -71,12 +72,15 @@ class ObjectiveSpec:
 
     kind: str
 
+    takes: ClassVar[tuple[str, ...]] = ("text",)  # kinds of rows: what its sources may give
     loss = staticmethod(next_token)  # (logits, batch) -> (summed nats, normaliser)
     score = staticmethod(scored)  # and the weights of right answers
 
     @property
     def arrays(self) -> Mapping[str, Any]:
-        """Arrays (B, T) of its batches besides those of `Batch`, by name: their types."""
+        """Arrays of its batches besides those of `Batch`: name -> type. A name ends with the dims,
+        as in `counted_BT`, of sizes that train.programs.abstract_batch knows.
+        """
         return {}
 
     @property
@@ -91,15 +95,24 @@ class ObjectiveSpec:
         """
         return False
 
-    def check(self, model: ModelSpec, *, tasks: bool) -> None:
-        """Raises ValueError, with what to write instead, for a model that it cannot train, or for
-        generated sources, whose answers are the next tokens.
+    @property
+    def data(self) -> DataSpec:
+        """What a run of it reads, where nothing is said."""
+        return DataSpec()
+
+    def check_source(self, gives: str) -> None:
+        """Raises ValueError for a source of rows (`gives`, of SourceSpec and TaskSpec) that it does
+        not take.
         """
-        if tasks and self.kind != DEFAULT:
+        if gives not in self.takes:
+            other = next(n for n in [DEFAULT, *names()] if gives in resolve(n).takes)
             raise ValueError(
-                f"objective {self.kind} asks for text and not for a task's answers; write "
-                f"objective={DEFAULT}, or sources of text"
+                f"objective {self.kind} asks for {self.takes[0]} and not for {gives}; write "
+                f"objective={other}, or sources of {' or '.join(self.takes)}"
             )
+
+    def check(self, model: ModelSpec) -> None:
+        """Raises ValueError, with what to write instead, for a model that it cannot train."""
         if self.both_ways and model.causal:
             raise ValueError(
                 f"objective {self.kind} asks for tokens from both sides and the model is causal; "
@@ -127,6 +140,8 @@ class NextToken(ObjectiveSpec):
     """Every token from those before it."""
 
     kind: Literal["next_token"] = "next_token"  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    takes: ClassVar[tuple[str, ...]] = ("text", "answers")
 
     def prepare(self, batch: Batch, *, rows_B: np.ndarray, seed: int, vocab: int) -> Arrays:
         return batch._asdict()

@@ -40,8 +40,8 @@ class Spec(ObjectiveSpec):
     def both_ways(self) -> bool:
         return True
 
-    def check(self, model: ModelSpec, *, tasks: bool) -> None:
-        super().check(model, tasks=tasks)
+    def check(self, model: ModelSpec) -> None:
+        super().check(model)
         if not model.extra_inputs:
             raise ValueError(
                 f"objective {self.kind} needs an input id for a hidden token; write "

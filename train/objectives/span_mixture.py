@@ -62,8 +62,8 @@ class Spec(ObjectiveSpec):
     def reserved(self) -> int:
         return self.spans + 2
 
-    def check(self, model: ModelSpec, *, tasks: bool) -> None:
-        super().check(model, tasks=tasks)
+    def check(self, model: ModelSpec) -> None:
+        super().check(model)
         if model.vocab < self.reserved + 2:
             raise ValueError(
                 f"objective {self.kind} has {self.reserved} ids of its own and model.vocab is "
