@@ -27,10 +27,11 @@ import numpy as np
 from flax import nnx
 
 from model import archs
+from model.block import base_sizes
 from model.context import Context
 from model.decoder import build
 from model.param import Declare, initial
-from model.spec import LayerSpec, Parametrisation, base_sizes, resolve
+from model.spec import LayerSpec, Parametrisation, resolve
 from train.paths import put
 from train.programs import traced
 from train.schedule import hyper

@@ -4,6 +4,7 @@ A block may lack either. Decoding runs the same wiring with `extend`, which the 
 what it remembers of the positions before.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ from flax import nnx
 from model.context import Context, State
 from model.ops.norm import layernorm, rmsnorm
 from model.param import Declare
-from model.spec import BlockSpec, LayerSpec, base_sizes, resolve
+from model.spec import BlockSpec, LayerSpec, resolve
 
 
 class Norm(nnx.Module):
@@ -83,3 +84,21 @@ def _layer(room: str, name: str, spec: LayerSpec, declare: Declare) -> Any:
     base = base_sizes(spec, declare.sizes, width_multiple=multiple)
     local = declare.within(name, sizes=spec.sizes(declare.sizes), base=base)
     return resolve(spec.kind, room=room).Layer(spec, local)
+
+
+def base_sizes(
+    layer: LayerSpec, shared: Mapping[str, float], *, width_multiple: float
+) -> dict[str, float]:
+    """Sizes of a layer's axes in the base model, from how they grow with the width.
+
+    An axis that doubles with d_model is divided by the width multiple, one that does not grow
+    stays. So the rounding of a size (to whole heads, to a multiple of 8) stays out of the learning
+    rates, and the base width need not be one that could be built.
+    """
+    whole = {letter: int(size) for letter, size in shared.items()}
+    own = layer.sizes(whole)
+    doubled = layer.sizes({**whole, "D": 2 * whole["D"]})
+    return {
+        letter: size / width_multiple ** round(math.log2(doubled[letter] / size))
+        for letter, size in own.items()
+    }

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from model import scaling
 from model.block import Block, Norm, add_aux
 from model.context import Constrain, Context, State, unplaced
-from model.param import Declaration, Declare, Parameter, initial, linear
+from model.ends import Tokens, Values
+from model.param import Declaration, Declare, Parameter, initial
 from model.spec import BlockSpec, ModelSpec
 from model.streams import streams
 
@@ -29,10 +29,9 @@ DecodeState = dict[str, Any]  # `position`, and each block's memory under first,
 class Decoder(nnx.Module):
     def __init__(self, spec: ModelSpec, declare: Declare):
         self.spec = spec
-        self.embed = declare.table("embed", "V D", matmuls=1.0 if spec.tied else 0.0)
-        # a table of its own: the vocabulary stays as divisible as it was
-        self.extra = declare.table("extra", "U D") if spec.extra_inputs else None
-        self.positions = declare.table("positions", "T D") if spec.learned_positions else None
+        self.ends = (
+            Tokens(spec, declare) if spec.series is None else Values(spec, declare.within("series"))
+        )
 
         def blocks(name: str, specs: tuple[BlockSpec, ...], begin: int, stop: int) -> nnx.List:
             stack = "Z" if name == "repeat" else None
@@ -49,21 +48,16 @@ class Decoder(nnx.Module):
         self.last = blocks("last", spec.last, tail, spec.n_layers)
         self.norm = Norm(spec.norm, declare.within("norm"))
         self.streams = streams(spec.streams, declare)
-        self.readout = (
-            None
-            if spec.tied
-            else declare.matrix("readout", "D V", contract="D", role=scaling.READOUT)
-        )
 
     def __call__(
         self, tokens_BT: jax.Array, ctx: Context, *, dtype: Any
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Logits (B, T, V) in float32, and aux: `loss/` summed over layers, `stat/` their mean,
-        `buffer/PATH` what a buffer's update is made from.
+        """Logits (B, T, V) in float32 (of a series, forecasts (B, T, O)), and aux: `loss/` summed
+        over layers, `stat/` their mean, `buffer/PATH` what a buffer's update is made from.
         """
         x_BTD, aux = self.stream(tokens_BT, ctx, dtype=dtype)
         aux = {k: v[0] / v[1] if k.startswith("stat/") else v for k, v in aux.items()}
-        return ctx.constrain(self._readout(self._together(x_BTD, ctx)), "B T V"), aux
+        return self.ends.readout(self._together(x_BTD, ctx), ctx), aux
 
     def stream(
         self, tokens_BT: jax.Array, ctx: Context, *, dtype: Any
@@ -133,44 +127,19 @@ class Decoder(nnx.Module):
         if self.spec.n_repeats:
             x_BTD, after["repeat"] = jax.lax.scan(unit, x_BTD, (params_Z, state["repeat"]))
         x_BTD, ctx = through("last", x_BTD, ctx)
-        return ctx.constrain(self._readout(self._together(x_BTD, ctx)), "B T V"), after
+        return self.ends.readout(self._together(x_BTD, ctx), ctx), after
 
     def _apart(
         self, tokens_BT: jax.Array, ctx: Context, *, dtype: Any
     ) -> tuple[jax.Array, Context]:
         """What enters the blocks."""
-        x_BTD = self._embedded(tokens_BT, ctx, dtype=dtype)
+        x_BTD = self.ends.embedded(tokens_BT, ctx, dtype=dtype)
         return (x_BTD, ctx) if self.streams is None else self.streams.apart(x_BTD, ctx)
 
     def _together(self, x_BTD: jax.Array, ctx: Context) -> jax.Array:
         """What is read out of what leaves the blocks."""
         x_BTD = self.norm(x_BTD)
         return x_BTD if self.streams is None else self.streams.together(x_BTD, ctx)
-
-    def _embedded(self, tokens_BT: jax.Array, ctx: Context, *, dtype: Any) -> jax.Array:
-        if self.extra is None:
-            x_BTD = self.embed[...][tokens_BT]
-        else:
-            beyond_BT = tokens_BT - self.spec.vocab
-            known_BTD = self.embed[...][jnp.minimum(tokens_BT, self.spec.vocab - 1)]
-            extra_BTD = self.extra[...][jnp.maximum(beyond_BT, 0)]
-            x_BTD = jnp.where(beyond_BT[..., None] >= 0, extra_BTD, known_BTD)
-        if self.positions is not None:
-            x_BTD = x_BTD + self.positions[...][ctx.positions_BT]
-        return ctx.constrain(x_BTD.astype(dtype), "B T D")
-
-    def _readout(self, x_BTD: jax.Array) -> jax.Array:
-        if self.readout is not None:
-            return linear(x_BTD, self.readout, dtype=jnp.float32)
-        B, T, D = x_BTD.shape
-        flat = jax.lax.dot_general(
-            x_BTD.reshape(B * T, D),
-            self.embed[...].astype(x_BTD.dtype),
-            (((1,), (1,)), ((), ())),
-            preferred_element_type=jnp.float32,
-        )
-        scale = scaling.tied_readout_scale(self.spec.parametrisation, d_model=D)
-        return flat.reshape(B, T, -1) * scale
 
 
 def _run(graph: Any, ctx: Context, x_BTD: jax.Array, state: Any):
@@ -258,8 +227,8 @@ class Model:
     def __call__(
         self, params: Params, tokens_BT: jax.Array, ctx: Context, *, dtype: Any
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Logits (B, T, V) float32 of tokens (B, T), and aux (`loss/` and `stat/` scalars,
-        `buffer/PATH` arrays).
+        """Logits (B, T, V) float32 of tokens (B, T), or forecasts (B, T, O) of values, and aux
+        (`loss/` and `stat/` scalars, `buffer/PATH` arrays).
         """
         return self.module(params)(tokens_BT, ctx, dtype=dtype)
 
@@ -288,7 +257,11 @@ class Model:
 
         One call with a whole prompt is the prefill, calls with T = 1 are decoding: the same sums.
         """
-        ctx = Context(positions_BT=tokens_BT, segments_BT=None, constrain=constrain)
+        ctx = Context(  # the state knows the positions
+            positions_BT=jnp.zeros(tokens_BT.shape, jnp.int32),
+            segments_BT=None,
+            constrain=constrain,
+        )
         return self.module(params).extend(tokens_BT, state, ctx, dtype=dtype)
 
     def _abstract(self, path: str) -> jax.ShapeDtypeStruct:
@@ -303,7 +276,7 @@ class Model:
 @lru_cache(maxsize=256)
 def _aux_names(model: Model) -> tuple[str, ...]:
     def run(params: Params) -> dict[str, jax.Array]:
-        tokens_BT = jnp.zeros((1, 2), jnp.int32)
+        tokens_BT = jnp.zeros((1, 2), jnp.int32 if model.spec.series is None else jnp.float32)
         ctx = Context(positions_BT=tokens_BT, segments_BT=None, layers="unroll")
         return model(params, tokens_BT, ctx, dtype=jnp.float32)[1]
 

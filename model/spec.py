@@ -7,7 +7,6 @@ which does).
 """
 
 import importlib
-import math
 import sys
 from collections.abc import Mapping
 from dataclasses import fields
@@ -19,6 +18,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, TypeAdapter, Valid
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 
+from model.series_spec import SeriesSpec
 from parallelism.axes import SPEC
 from parallelism.errors import nearest
 
@@ -228,6 +228,7 @@ class ModelSpec:
         default=None, ge=1
     )  # longest sequence of a learned position table
     streams: StreamsSpec | None = None
+    series: SeriesSpec | None = None  # real values in place of tokens; `vocab` is then unused
     parametrisation: Parametrisation = Field(default_factory=Parametrisation)
 
     def __post_init__(self):
@@ -271,6 +272,11 @@ class ModelSpec:
                             f"{', '.join(layer.publishes)}; only blocks of `first` can"
                         )
                     published.update(layer.publishes)
+        if self.series is not None and (not self.causal or self.tied or self.extra_inputs):
+            raise ValueError(
+                "a model of a series forecasts and has no ids; write causal true, tied false and "
+                "extra_inputs 0, or series null"
+            )
         self.penalties()  # raises where layers disagree
         self._check_prefixes()
 
@@ -300,6 +306,11 @@ class ModelSpec:
             )
 
     @property
+    def inputs(self) -> str:
+        """Name of the array (B, T) that it reads: ids int32, or values float32."""
+        return "tokens_BT" if self.series is None else "values_BT"
+
+    @property
     def n_streams(self) -> int:
         return 1 if self.streams is None else self.streams.count
 
@@ -320,6 +331,8 @@ class ModelSpec:
             "U": self.extra_inputs,
             "Z": self.n_repeats,
         }
+        if self.series is not None:
+            sizes["O"] = sum(self.series.horizons)
         if self.streams is None or self.streams.count == 1:
             return sizes
         return {**sizes, "P": self.streams.count, "S": self.streams.prefix}
@@ -329,21 +342,3 @@ class ModelSpec:
         """d_model over that of the base model; 1 in the standard parametrisation."""
         rule = self.parametrisation
         return self.d_model / rule.base_d_model if rule.kind == "mup" else 1.0
-
-
-def base_sizes(
-    layer: LayerSpec, shared: Mapping[str, float], *, width_multiple: float
-) -> dict[str, float]:
-    """Sizes of a layer's axes in the base model, from how they grow with the width.
-
-    An axis that doubles with d_model is divided by the width multiple, one that does not grow
-    stays. So the rounding of a size (to whole heads, to a multiple of 8) stays out of the learning
-    rates, and the base width need not be one that could be built.
-    """
-    whole = {letter: int(size) for letter, size in shared.items()}
-    own = layer.sizes(whole)
-    doubled = layer.sizes({**whole, "D": 2 * whole["D"]})
-    return {
-        letter: size / width_multiple ** round(math.log2(doubled[letter] / size))
-        for letter, size in own.items()
-    }

@@ -35,6 +35,7 @@ AXES = {
         Axis("M", "per_value", "width of one head's values"),
         Axis("V", "vocab", "vocabulary"),
         Axis("U", "extra_inputs", "ids beyond the vocabulary, read and never said: of a mask"),
+        Axis("O", "outlook", "numbers that the heads of a series forecast, all horizons together"),
         Axis("E", "experts", "experts"),
         Axis("N", "state", "recurrent state"),
         Axis("P", "streams", "parallel streams"),

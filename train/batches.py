@@ -27,8 +27,8 @@ def training(
 ) -> Arrays:
     """A process's rows of a step's global batch."""
     batch = data.batch(step, process_index=process_index, process_count=process_count)
-    first = data.first + step * spec.sequences_per_batch + process_index * len(batch.tokens_BT)
-    rows_B = np.arange(first, first + len(batch.tokens_BT))
+    first = data.first + step * spec.sequences_per_batch + process_index * len(batch[0])
+    rows_B = np.arange(first, first + len(batch[0]))
     return spec.objective.prepare(batch, rows_B=rows_B, seed=spec.seed, vocab=spec.model.vocab)
 
 
@@ -46,8 +46,8 @@ def held_out(
             process_count=process_count,
         )
         for i, batch in enumerate(batches):
-            first = i * spec.sequences_per_batch + process_index * len(batch.tokens_BT)
-            rows_B = np.arange(first, first + len(batch.tokens_BT))
+            first = i * spec.sequences_per_batch + process_index * len(batch[0])
+            rows_B = np.arange(first, first + len(batch[0]))
             for measure, arrays in objective.held_out(batch, rows_B=rows_B, vocab=spec.model.vocab):
                 found.setdefault(measure, []).append(arrays)
         for measure, some in found.items():

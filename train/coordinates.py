@@ -21,10 +21,10 @@ from model.context import Context, unplaced
 from model.decoder import build
 from model.spec import ModelSpec
 from train.data.pipeline import open_data
-from train.objectives import Arrays, ObjectiveSpec
+from train.objectives import Arrays
 from train.paths import put
 from train.schedule import hyper
-from train.spec import BudgetSpec, DataSpec, OptimSpec, RunSpec, ScheduleSpec
+from train.spec import BudgetSpec, OptimSpec, RunSpec, ScheduleSpec
 from train.step import forward, initial_state, train_step
 
 FLAT = 0.1  # |slope| below this is flat, with a large learning rate (guess)
@@ -107,7 +107,7 @@ def coordinate_check(
     changes: dict[str, list[float]] = {name: [] for name in COORDINATES}
     models = [put(spec, {"model.d_model": width}).model for width in widths]  # all, or an error
     for model in models:
-        per_seed = _changes(model, objective, batches, lr=lr, steps=steps)
+        per_seed = _changes(model, spec, batches, lr=lr, steps=steps)
         for i, name in enumerate(COORDINATES):
             changes[name].append(float(np.mean([c[i] for c in per_seed])))
     slopes = {
@@ -129,7 +129,7 @@ def coordinate_check(
 
 
 def _changes(
-    spec: ModelSpec, objective: ObjectiveSpec, batches: list[Arrays], *, lr: float, steps: int
+    spec: ModelSpec, like: RunSpec, batches: list[Arrays], *, lr: float, steps: int
 ) -> list[tuple[float, float]]:
     """Mean |change| of (stream, logits) over `steps` updates on one batch of real text, for each
     seed's batch.
@@ -137,13 +137,13 @@ def _changes(
     The same batch every step: the check is about the size of changes, and memorising makes them
     aligned.
     """
-    rows, seq_len = batches[0]["tokens_BT"].shape
+    rows, seq_len = batches[0][spec.inputs].shape
     run = RunSpec(
         model=spec,
-        objective=objective,
+        objective=like.objective,
         optim=OptimSpec(lr=lr, weight_decay=0.0),
         schedule=ScheduleSpec(kind="constant", warmup=0.0),
-        data=DataSpec(seq_len=seq_len),
+        data=like.data,
         budget=BudgetSpec(tokens=steps * rows * seq_len, batch_tokens=rows * seq_len),
     )
     model = build(spec)
@@ -155,7 +155,7 @@ def _changes(
         remat="none",
         dtype=jnp.float32,
         isolate=True,
-        objective=objective.loss,
+        objective=like.objective.loss,
     )
 
     @jax.jit
@@ -167,11 +167,12 @@ def _changes(
             prefix_BT=batch.get("prefix_BT"),
         )
         module = model.module(params)
-        stream, _ = module.stream(batch["tokens_BT"], ctx, dtype=jnp.float32)
-        logits, _ = module(batch["tokens_BT"], ctx, dtype=jnp.float32)
+        stream, _ = module.stream(batch[spec.inputs], ctx, dtype=jnp.float32)
+        logits, _ = module(batch[spec.inputs], ctx, dtype=jnp.float32)
         return stream, logits
 
-    step = jax.jit(train_step(model, loss, accumulate=1))
+    normaliser = like.objective.normaliser
+    step = jax.jit(train_step(model, loss, accumulate=1, normaliser=normaliser))
     numbers, out = hyper(run), []
     for seed, batch in enumerate(batches):
         state = jax.tree.map(jnp.asarray, initial_state(model, seed))

@@ -3,31 +3,33 @@ host.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from train.batches import HeldOut
+from train.objectives import ObjectiveSpec
 
 
 def evaluate(
-    step: Callable[[Any, Any], tuple[Any, Any, Any]],
+    step: Callable[[Any, Any], tuple[Any, ...]],
     params: Any,
     measure: HeldOut,
+    objective: ObjectiveSpec,
 ) -> dict[str, float]:
-    """`loss/<name>` in nats per token; `bpb/<name>` in bits per byte where the text's bytes are
-    known; `accuracy/<name>`, the share of right answers, where only answers are asked for.
-    """
-    name = measure.name
+    """What the objective reports of a held-out set, by the names of the ledger."""
     sums = [step(params, batch) for batch in measure.batches]  # dispatched together, then read
-    nats, weights, right = (
-        math.fsum(float(np.asarray(value)) for value in column)
-        for column in zip(*sums, strict=True)
+    return objective.report(
+        measure.name,
+        [_total(column) for column in zip(*sums, strict=True)],
+        bytes_per_token=measure.bytes_per_token,
+        answers=measure.answers,
     )
-    out = {f"loss/{name}": nats / weights}
-    if measure.bytes_per_token is not None:
-        out[f"bpb/{name}"] = nats / weights / (measure.bytes_per_token * math.log(2))
-    if measure.answers:
-        out[f"accuracy/{name}"] = right / weights
-    return out
+
+
+def _total(column: Sequence[Any]) -> np.ndarray:
+    """The exact sum of arrays of one shape, rounded once."""
+    rows = np.stack([np.asarray(value, np.float64) for value in column])
+    each = [math.fsum(entries) for entries in rows.reshape(len(rows), -1).T.tolist()]
+    return np.reshape(each, rows.shape[1:])

@@ -34,9 +34,8 @@ from train.start import first_state, origin
 from train.step import State, abstract_state, empty_window
 from train.tracker import open_tracker
 
-# A window's mean loss this far above a uniform guess, after the warm-up, is an explosion (guess: no
-# healthy run of
-# any size is worse than not looking at its input).
+# A window's mean loss this far above a guess without looking at the input, after the warm-up, is an
+# explosion (guess: no healthy run of any size is worse than not looking).
 EXPLODED = 1.25
 
 # Steps in flight before the loop waits for the oldest: enough to hide dispatch, few enough that
@@ -154,7 +153,8 @@ def _train(spec: RunSpec, run: RunDir, *, cache: Path, progress: Report) -> Outc
         dataclasses.replace(m, batches=[place(b) for b in m.batches])
         for m in held_out(spec, data, **share)
     ]
-    worst = EXPLODED * math.log(spec.model.vocab)
+    blind = spec.objective.blind(spec.model)
+    worst = math.inf if blind is None else EXPLODED * blind
     row: dict[str, Any] = {}
     bad: str | None = None
     clock, first_step = time.perf_counter(), step
@@ -189,13 +189,13 @@ def _train(spec: RunSpec, run: RunDir, *, cache: Path, progress: Report) -> Outc
             and step > spec.schedule.warmup * spec.steps
         ):
             bad = (
-                f"exploding loss: {loss:.3f} nats at step {step}; "
-                f"{EXPLODED} x a uniform guess is {worst:.3f}"
+                f"exploding loss: {loss:.3f} at step {step}; "
+                f"{EXPLODED} x a guess without looking is {worst:.3f}"
             )
         if bad is None and evaluated:
             show("evaluate")
             for measure in measures:
-                row |= evaluate(ready.evaluate, state["params"], measure)
+                row |= evaluate(ready.evaluate, state["params"], measure, spec.objective)
         row |= {
             "time/seconds": seconds(),
             "time/device_seconds": seconds() * ready.mesh.size,

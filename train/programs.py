@@ -18,7 +18,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from model.decoder import Model, build
@@ -47,7 +46,7 @@ class Programs:
     mesh: Mesh
     shardings: Any  # of the state
     step: Any  # (state, hyper, batch) -> (state, loss); donates the state
-    evaluate: Any  # (params, batch) -> (nats, weights, weights of right answers)
+    evaluate: Any  # (params, batch) -> the sums of the objective's score
 
 
 def resolved_execution(spec: RunSpec) -> dict[str, str]:
@@ -91,7 +90,8 @@ def shape_key(spec: RunSpec) -> str:
         spec.data.seq_len,
         spec.data.isolate_documents,
         spec.sequences_per_batch,
-        [spec.objective.kind, sorted(spec.objective.arrays)],  # its knobs act on the host
+        # its other knobs act on the host
+        [spec.objective.kind, sorted(spec.objective.arrays), *spec.objective.compiled],
         execution,
         resolved_execution(spec),
         sorted(frozen(spec)),
@@ -102,16 +102,9 @@ def shape_key(spec: RunSpec) -> str:
 def abstract_batch(spec: RunSpec) -> dict[str, jax.ShapeDtypeStruct]:
     """An array's name ends with its dims."""
     sizes = {"B": spec.sequences_per_batch, "T": spec.data.seq_len}
-    kinds = {
-        "tokens_BT": np.int32,
-        "targets_BT": np.int32,
-        "segments_BT": np.int32,
-        "weights_BT": np.float32,
-        **spec.objective.arrays,
-    }
     return {
         name: jax.ShapeDtypeStruct(tuple(sizes[d] for d in name.rpartition("_")[2]), kind)
-        for name, kind in kinds.items()
+        for name, kind in spec.objective.batch.items()
     }
 
 
@@ -146,7 +139,13 @@ def traced(spec: RunSpec, model: Model, mesh: Mesh) -> tuple[Any, Any]:
     def evaluation(params: Any, batch: Any) -> tuple[jax.Array, ...]:
         return loss(params, batch, objective=spec.objective.score)[:-1]
 
-    step = train_step(model, loss, accumulate=spec.execution.accumulate, frozen=frozen(spec))
+    step = train_step(
+        model,
+        loss,
+        accumulate=spec.execution.accumulate,
+        frozen=frozen(spec),
+        normaliser=spec.objective.normaliser,
+    )
     return step, evaluation
 
 

@@ -32,6 +32,7 @@ ADDED_SINCE_FORMAT_1: dict[str, Any] = {
     "model.streams": None,
     "model.causal": True,
     "model.extra_inputs": 0,
+    "model.series": None,
     "start": None,
 }
 
@@ -214,6 +215,7 @@ class RunSpec:
         for source in data.sources:
             objective.check_source(source.gives)
         objective.check(self.model)
+        objective.check_length(self.model, data.seq_len)
         if budget.batch_tokens % data.seq_len:
             below = max(1, budget.batch_tokens // data.seq_len) * data.seq_len
             raise ValueError(

@@ -38,13 +38,13 @@ def forward(
     objective: Callable[[jax.Array, Batch], Any] = next_token,
     progress: jax.Array | None = None,
 ) -> Any:
-    """The objective of a batch, which is summed nats and their normaliser for a start, then the
-    layers' aux.
+    """The objective of a batch, which is summed nats and their normaliser for a start (each of one
+    number a part), then the layers' aux.
 
     `progress` is the fraction of the run that is done, None for the model as it will be used.
     """
-    tokens_BT = batch["tokens_BT"]
-    positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+    inputs_BT = batch[model.spec.inputs]
+    positions_BT = jnp.broadcast_to(jnp.arange(inputs_BT.shape[1]), inputs_BT.shape)
     ctx = Context(
         positions_BT=positions_BT,
         segments_BT=batch["segments_BT"] if isolate else None,
@@ -54,7 +54,7 @@ def forward(
         remat=remat,
         progress=progress,
     )
-    logits_BTV, aux = model(params, tokens_BT, ctx, dtype=dtype)
+    logits_BTV, aux = model(params, inputs_BT, ctx, dtype=dtype)
     return *objective(logits_BTV, batch), aux
 
 
@@ -110,6 +110,7 @@ def train_step(
     *,
     accumulate: int,
     frozen: frozenset[str] = frozenset(),
+    normaliser: Callable[[Batch], jax.Array] = normaliser,
 ) -> Callable[[State, Hyper, Batch], tuple[State, jax.Array]]:
     """The step as a function to (state, mean loss); `loss(params, batch, progress=)` gives summed
     nats, weights and aux of a (micro-)batch.
@@ -130,7 +131,7 @@ def train_step(
             nats, _, aux = loss({**held, **params}, batch, progress=progress)
             # losses and statistics are means over micro-batches, counts of buffers are sums
             aux = {k: v if k.startswith("buffer/") else v / accumulate for k, v in aux.items()}
-            value = nats / total
+            value = jnp.mean(nats / total)  # over the parts of the loss
             own = [
                 hyper[f"penalty/{k.removeprefix('loss/')}"] * v
                 for k, v in aux.items()

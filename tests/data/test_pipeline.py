@@ -5,6 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from model.archs import build
 from parallelism.errors import InputError
 from tests.data.corpora import (
     as_rows,
@@ -19,7 +20,7 @@ from tests.data.corpora import (
 from train.data.pipeline import open_data
 from train.data.rows import Batch
 from train.data.tokens import write_tokens
-from train.spec import DataSpec, SourceSpec
+from train.spec import RunSpec, SourceSpec
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +205,8 @@ def test_sources_with_different_vocabularies_are_an_error(source, cache, tmp_pat
 
 
 def test_standard_library_is_the_default_corpus(cache):
-    data = open_data(DataSpec(), seed=0, sequences_per_batch=8, cache=cache, vocab=256)
+    default = RunSpec(model=build("dense")).data
+    data = open_data(default, seed=0, sequences_per_batch=8, cache=cache, vocab=256)
     documents = data.manifest["documents"]
     assert documents["train"] > 300 and documents["validation"] > 10
     share = documents["validation"] / sum(documents.values())

@@ -270,7 +270,7 @@ def test_the_shortest_length_that_recall_names_is_enough():
 def test_accuracy_counts_answers_whose_logit_lies_above_every_other():
     import jax.numpy as jnp
 
-    from train.objectives import next_token, scored
+    from train.objectives import NextToken, next_token, scored
 
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(3, 8, 5)).astype(np.float32)
@@ -294,7 +294,7 @@ def test_accuracy_counts_answers_whose_logit_lies_above_every_other():
     assert (float(nats), float(weights)) == tuple(map(float, next_token(logits, arrays)))  # pyright: ignore[reportArgumentType]
     batches = [arrays, {**arrays, "weights_BT": jnp.zeros((3, 8))}]
     measure = HeldOut(name="val", bytes_per_token=None, answers=True, batches=batches)  # pyright: ignore[reportArgumentType]
-    told = evaluate(lambda _, b: scored(jnp.asarray(logits), b), None, measure)
+    told = evaluate(lambda _, b: scored(jnp.asarray(logits), b), None, measure, NextToken())
     assert told["accuracy/val"] == pytest.approx(right / float(weights))
 
 

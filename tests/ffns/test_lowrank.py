@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from model.block import base_sizes
 from model.ffns.lowrank import Spec
 from model.param import initial
-from model.spec import LayerSpec, base_sizes
+from model.spec import LayerSpec
 from tests.properties import Params, alone, assert_close, stream
 
 VARIANTS = [

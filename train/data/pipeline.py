@@ -290,7 +290,7 @@ def _rows(sides: tuple[Rows, ...], numbers_B: np.ndarray) -> Batch:
 
 
 def _padded(batch: Batch, size: int) -> Batch:
-    missing = size - len(batch.tokens_BT)
+    missing = size - len(batch[0])
     if not missing:
         return batch
     return type(batch)(*(np.pad(a, [(0, missing)] + [(0, 0)] * (a.ndim - 1)) for a in batch))

@@ -18,7 +18,7 @@ from train.data.corpus import Corpus
 class Batch(NamedTuple):
     """Rows of tokens. A NamedTuple: jax takes it as a tree, and this file imports no jax. Rows that
     are more than tokens are a NamedTuple of their own, with these fields first and a row's place in
-    every array first.
+    every array first; rows of real values are train.data.windows.Windows.
 
     tokens_BT, targets_BT: int32 ids. segments_BT: int32, the document within the row, from 0.
     weights_BT: float32, 0 where the target belongs to another document than the input (or the row

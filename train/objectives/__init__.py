@@ -7,8 +7,9 @@ sharing among processes change nothing; what it draws for a held-out row is the 
 """
 
 import importlib
+import math
 import pkgutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, ClassVar, Literal
 
@@ -26,6 +27,13 @@ from train.data.rows import Batch
 from train.spec import DataSpec
 
 Arrays = dict[str, np.ndarray]  # a batch by name: the arrays of `Batch`, and the objective's own
+Sums = Callable[[jax.Array, Mapping[str, jax.Array]], Any]
+TOKENS = {
+    "tokens_BT": np.int32,
+    "targets_BT": np.int32,
+    "segments_BT": np.int32,
+    "weights_BT": np.float32,
+}
 
 
 def normaliser(batch: Mapping[str, jax.Array]) -> jax.Array:
@@ -65,16 +73,60 @@ DEFAULT = "next_token"
 
 @dataclass(frozen=True, kw_only=True, config=SPEC)
 class ObjectiveSpec:
-    """Abstract: an objective's knobs. They act on the host alone: one compilation serves them all.
+    """Abstract: an objective's knobs. They act on the host alone: one compilation serves them all,
+    but for the `compiled` ones.
 
-    `loss` and `score` are compiled, and see arrays only.
+    `loss`, `normaliser` and `score` are compiled, and see arrays only. A loss of several parts
+    gives a sum and a normaliser for each, and is the mean of their quotients.
     """
 
     kind: str
 
     takes: ClassVar[tuple[str, ...]] = ("text",)  # kinds of rows: what its sources may give
-    loss = staticmethod(next_token)  # (logits, batch) -> (summed nats, normaliser)
-    score = staticmethod(scored)  # and the weights of right answers
+
+    @property
+    def loss(self) -> Sums:
+        """(logits, batch) -> (summed nats, normaliser)."""
+        return next_token
+
+    @property
+    def normaliser(self) -> Callable[[Mapping[str, jax.Array]], jax.Array]:
+        """Of a whole batch, what `loss` gives for its parts together."""
+        return normaliser
+
+    @property
+    def score(self) -> Sums:
+        """(logits, batch) -> what `report` is made from, summed over held-out rows."""
+        return scored
+
+    def report(
+        self, name: str, sums: Sequence[Any], *, bytes_per_token: float | None, answers: bool
+    ) -> dict[str, float]:
+        """What is recorded of `score` summed over the set `name`: `loss/<name>` in nats per token;
+        `bpb/<name>` in bits per byte where the text's bytes are known; `accuracy/<name>`, the share
+        of right answers, where only answers are asked for.
+        """
+        nats, weights, right = (float(value) for value in sums)
+        out = {f"loss/{name}": nats / weights}
+        if bytes_per_token is not None:
+            out[f"bpb/{name}"] = nats / weights / (bytes_per_token * math.log(2))
+        if answers:
+            out[f"accuracy/{name}"] = right / weights
+        return out
+
+    def blind(self, model: ModelSpec) -> float | None:
+        """The loss of a model that does not look at its input, None where nobody knows."""
+        return math.log(model.vocab)
+
+    @property
+    def compiled(self) -> tuple[Any, ...]:
+        """Knobs that are constants of the compiled programs."""
+        return ()
+
+    @property
+    def batch(self) -> Mapping[str, Any]:
+        """Every array of its batches."""
+        return {**TOKENS, **self.arrays}
 
     @property
     def arrays(self) -> Mapping[str, Any]:
@@ -113,6 +165,11 @@ class ObjectiveSpec:
 
     def check(self, model: ModelSpec) -> None:
         """Raises ValueError, with what to write instead, for a model that it cannot train."""
+        if model.series is not None and "values" not in self.takes:
+            raise ValueError(
+                f"objective {self.kind} asks for tokens and the model says real values; write "
+                f"objective.kind=forecast, or model.series=null"
+            )
         if self.both_ways and model.causal:
             raise ValueError(
                 f"objective {self.kind} asks for tokens from both sides and the model is causal; "
@@ -124,12 +181,15 @@ class ObjectiveSpec:
                 f"for; write objective.kind=masked_diffusion, or model.causal=true"
             )
 
-    def prepare(self, batch: Batch, *, rows_B: np.ndarray, seed: int, vocab: int) -> Arrays:
+    def check_length(self, model: ModelSpec, seq_len: int) -> None:
+        """Raises ValueError for rows that are too short for it."""
+
+    def prepare(self, batch: Any, *, rows_B: np.ndarray, seed: int, vocab: int) -> Arrays:
         """What is trained on: rows of text and their numbers in the run."""
         raise NotImplementedError
 
     def held_out(
-        self, batch: Batch, *, rows_B: np.ndarray, vocab: int
+        self, batch: Any, *, rows_B: np.ndarray, vocab: int
     ) -> Iterator[tuple[str, Arrays]]:
         """What is evaluated on: a name, empty for the model's loss, and a batch under that name."""
         raise NotImplementedError
