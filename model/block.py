@@ -1,6 +1,7 @@
-"""How is a residual block wired? Pre-norm: x + mixer(norm(x)), then x + ffn(norm(x)).
+"""How is a residual block wired? Pre-norm: x + mixer(norm(x)), the same with a layer that reads an
+encoder's source, then x + ffn(norm(x)).
 
-A block may lack either. Decoding runs the same wiring with `extend`, which the mixer answers from
+A block may lack some. Decoding runs the same wiring with `extend`, which the mixer answers from
 what it remembers of the positions before.
 """
 
@@ -16,6 +17,8 @@ from model.context import Context, State
 from model.ops.norm import layernorm, rmsnorm
 from model.param import Declare
 from model.spec import BlockSpec, LayerSpec, resolve
+
+CROSS = "cross/"  # what a block remembers of a source, apart from what its mixer does
 
 
 class Norm(nnx.Module):
@@ -34,6 +37,9 @@ class Block(nnx.Module):
         mixes, feeds = spec.mixer is not None, spec.ffn is not None
         self.mixer_norm = Norm(norm, declare.within("mixer_norm")) if mixes else None
         self.mixer = _layer("mixers", "mixer", spec.mixer, declare) if mixes else None
+        reads = spec.cross is not None
+        self.cross_norm = Norm(norm, declare.within("cross_norm")) if reads else None
+        self.cross = _layer("mixers", "cross", spec.cross, declare) if reads else None
         self.ffn_norm = Norm(norm, declare.within("ffn_norm")) if feeds else None
         self.ffn = _layer("ffns", "ffn", spec.ffn, declare) if feeds else None
         self.ffn_replaces = feeds and spec.ffn.replaces_stream
@@ -44,22 +50,37 @@ class Block(nnx.Module):
             y_BTD, own = self.mixer(self.mixer_norm(x_BTD), ctx)
             aux = _counted(own)
             x_BTD = ctx.constrain(x_BTD + y_BTD, "B T D")
+        if self.cross is not None and self.cross_norm is not None:
+            y_BTD, own = self.cross(self.cross_norm(x_BTD), ctx)
+            aux = add_aux(aux, _counted(own))
+            x_BTD = ctx.constrain(x_BTD + y_BTD, "B T D")
         return self._feed_forward(x_BTD, ctx, aux)
 
     def start(self, rows: int, *, length: int, dtype: Any) -> State:
         """What the block remembers of no position, with room for `length` of them."""
         return {} if self.mixer is None else self.mixer.start(rows, length=length, dtype=dtype)
 
+    def read(self, ctx: Context, *, dtype: Any) -> State:
+        """What it remembers of a source besides."""
+        held = {} if self.cross is None else self.cross.read(ctx, dtype=dtype)
+        return {f"{CROSS}{name}": value for name, value in held.items()}
+
     def extend(
         self, x_BTD: jax.Array, state: State, ctx: Context
     ) -> tuple[jax.Array, State, dict[str, jax.Array]]:
         """The next T positions after those in `state`."""
         aux: dict[str, jax.Array] = {}
+        far = {k: v for k, v in state.items() if k.startswith(CROSS)}
+        state = {k: v for k, v in state.items() if k not in far}
         if self.mixer is not None and self.mixer_norm is not None:
             y_BTD, state, aux = self.mixer.extend(self.mixer_norm(x_BTD), state, ctx)
             x_BTD = ctx.constrain(x_BTD + y_BTD, "B T D")
+        if self.cross is not None and self.cross_norm is not None:
+            held = {k.removeprefix(CROSS): v for k, v in far.items()}
+            y_BTD, _, _ = self.cross.extend(self.cross_norm(x_BTD), held, ctx)
+            x_BTD = ctx.constrain(x_BTD + y_BTD, "B T D")
         x_BTD, aux = self._feed_forward(x_BTD, ctx, aux)
-        return x_BTD, state, aux
+        return x_BTD, state | far, aux
 
     def _feed_forward(self, x_BTD: jax.Array, ctx: Context, aux: dict[str, jax.Array]):
         if self.ffn is None or self.ffn_norm is None:

@@ -30,5 +30,7 @@ class Context:
     layers: str = "scan"  # or unroll
     remat: str = "none"
     naive: bool = False
+    source_BS: jax.Array | None = None  # what an encoder reads, and its documents; None: one
+    source_segments_BS: jax.Array | None = None
     progress: jax.Array | None = None  # fraction of the run that is done; None: it is over
     shared: Mapping[str, jax.Array] = field(default_factory=dict)

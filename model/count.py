@@ -1,19 +1,25 @@
 """What does an architecture cost? Parameters and training FLOPs per token under named conventions.
+With an encoder, per token of the target: its share of a source comes with it.
 
 Two FLOPs per multiply-add; a training step is three forward passes (backward twice the forward).
 Counted from the declarations and from each layer's `extra_flops`; checked against the compiler's
 count in tests.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
 from model import scaling
 from model.decoder import build
-from model.spec import ModelSpec, resolve
+from model.param import Declaration
+from model.spec import LayerSpec, ModelSpec, resolve
+
+BOTH = (True, False)
 
 CONVENTIONS = {
-    "six_nd": "6 x all parameters, those of blocks once for each parallel stream",
+    "six_nd": "6 x all parameters, those of blocks once for each parallel stream, those of an "
+    "encoder for each position of the source",
     "six_nd_non_embedding": "the same without embedding tables and readout (Kaplan's N)",
     "causal_attn": "3 x forward products, attention over the causal half (Porian et al.)",
     "full_attn": "3 x forward products, attention over all T x T scores (PaLM, Megatron)",
@@ -34,43 +40,90 @@ class Counts:
 
 
 @lru_cache(maxsize=1024)
-def count(spec: ModelSpec, *, seq_len: int, remat: str = "none") -> Counts:
-    """Counts of a spec at a sequence length; makes no array."""
+def count(
+    spec: ModelSpec, *, seq_len: int, source_len: int | None = None, remat: str = "none"
+) -> Counts:
+    """Counts of a spec at a sequence length, and that of its sources where it has an encoder, the
+    same if None; makes no array.
+    """
     declarations = build(spec).declarations.values()
+    source = seq_len if source_len is None else source_len
+    share = source / seq_len  # positions of a source for each of its target
+
+    def products_of(some: Iterable[Declaration]) -> float:
+        return sum(d.forward_flops * (share if d.of_source else 1.0) for d in some)
+
     total = sum(d.size for d in declarations)
     outside = sum(d.size for d in declarations if d.role in (scaling.TABLE, scaling.READOUT))
-    products = sum(d.forward_flops for d in declarations)
-    in_blocks = sum(d.forward_flops for d in declarations if d.block)
+    products = products_of(declarations)
+    in_blocks = products_of(d for d in declarations if d.block)
     routed = [d for d in declarations if "E" in d.batch]
     # a token meets the share of them that its choices can reach, at most all
     idle = sum(d.size - round(d.size * min(1.0, d.matmuls)) for d in routed)
     one = sum(d.size // d.shape[d.dims.index("E")] for d in routed)
     streams = spec.n_streams
-    repeated = (streams - 1) * sum(d.size for d in declarations if d.block)
-    extra = {causal: 0.0 for causal in (True, False)}
-    state = {"per_token": 0, "fixed": 0}
-    for block in spec.blocks:
-        for room, layer in block.layers:
-            module = resolve(layer.kind, room=room)
-            sizes = {**spec.shared_sizes, **layer.sizes(spec.shared_sizes)}
-            for causal in extra:
-                half = causal and spec.causal  # where all is seen there is no half
-                extra[causal] += module.extra_flops(layer, sizes, seq_len=seq_len, causal=half)
-            if room == "mixers" and spec.causal:  # else there is no decoding token by token
-                held = module.decode_state(layer, sizes)
-                state = {key: state[key] + streams * held[key] for key in state}
-    extra = {causal: streams * flops for causal, flops in extra.items()}
+    # passes of a target's token beyond the one through every parameter
+    again = (streams - 1.0) * sum(d.size for d in declarations if d.block)
+    params = {"total": total, "non_embedding": total - outside, "active": total - idle}
+    if spec.encoder is not None:
+        encoder = sum(d.size for d in declarations if _of_encoder(d))
+        params |= {"encoder": encoder, "decoder": total - outside - encoder}
+        again += (share - 1) * encoder
+    extra = {causal: _extra(spec, seq_len=seq_len, source=source, causal=causal) for causal in BOTH}
     # `dots` keeps every parameter product and repeats the rest
-    again = {"none": 0.0, "full": in_blocks + extra[False], "dots": extra[False]}[remat]
+    repeats = {"none": 0.0, "full": in_blocks + extra[False], "dots": extra[False]}[remat]
     return Counts(
-        params={"total": total, "non_embedding": total - outside, "active": total - idle},
+        params=params,
         flops_per_token={
-            "six_nd": 6.0 * (total + repeated),
-            "six_nd_non_embedding": 6.0 * (total + repeated - outside),
+            "six_nd": 6.0 * (total + again),
+            "six_nd_non_embedding": 6.0 * (total + again - outside),
             "causal_attn": 3 * (products + extra[True]),
             "full_attn": 3 * (products + extra[False]),
-            "hardware": 3 * (products + extra[False]) + again,
+            "hardware": 3 * (products + extra[False]) + repeats,
         },
-        decode_state=state,
+        decode_state=_decode_state(spec, source=source),
         per_expert=one or None,
     )
+
+
+def _of_encoder(d: Declaration) -> bool:
+    """The N_e of a translation law; keys and values of the source are the decoder's."""
+    return d.path.startswith("encoder.") and d.role != scaling.TABLE
+
+
+def _extra(spec: ModelSpec, *, seq_len: int, source: int, causal: bool) -> float:
+    """Forward FLOPs of a token outside parameter products."""
+    flops = 0.0
+    half = causal and spec.causal  # where all is seen there is no half
+    for block in spec.blocks:
+        for room, layer in block.layers:
+            sizes = _sizes(layer, spec, source=source)
+            module = resolve(layer.kind, room=room)
+            flops += module.extra_flops(layer, sizes, seq_len=seq_len, causal=half)
+    flops *= spec.n_streams
+    for block in () if spec.encoder is None else spec.encoder.blocks:
+        for room, layer in block.layers:
+            sizes = _sizes(layer, spec, source=source)
+            module = resolve(layer.kind, room=room)
+            own = module.extra_flops(layer, sizes, seq_len=source, causal=False)
+            flops += own * source / seq_len
+    return flops
+
+
+def _decode_state(spec: ModelSpec, *, source: int) -> dict[str, int]:
+    state = {"per_token": 0, "fixed": 0}
+    if not spec.causal:  # there is no decoding token by token
+        return state
+    for block in spec.blocks:
+        for layer in (block.mixer, block.cross):
+            if layer is not None:
+                module = resolve(layer.kind, room="mixers")
+                held = module.decode_state(layer, _sizes(layer, spec, source=source))
+                state = {key: state[key] + spec.n_streams * held[key] for key in state}
+    return state
+
+
+def _sizes(layer: LayerSpec, spec: ModelSpec, *, source: int) -> dict[str, int]:
+    """S is a source's length to a layer that reads one, and otherwise that of a stream's prefix."""
+    sizes = {**spec.shared_sizes, **layer.sizes(spec.shared_sizes)}
+    return {**sizes, "S": source} if "source" in layer.reads else sizes

@@ -7,7 +7,7 @@ way they are run, so a checkpoint does not depend on the execution.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -17,6 +17,8 @@ from flax import nnx
 
 from model.block import Block, Norm, add_aux
 from model.context import Constrain, Context, State, unplaced
+from model.depth import once, per_layer, published, stacked
+from model.encoder_decoder import Encoder, places, read
 from model.ends import Tokens, Values
 from model.param import Declaration, Declare, Parameter, initial
 from model.spec import BlockSpec, ModelSpec
@@ -32,6 +34,8 @@ class Decoder(nnx.Module):
         self.ends = (
             Tokens(spec, declare) if spec.series is None else Values(spec, declare.within("series"))
         )
+
+        self.encoder = Encoder(spec, declare) if spec.encoder else None
 
         def blocks(name: str, specs: tuple[BlockSpec, ...], begin: int, stop: int) -> nnx.List:
             stack = "Z" if name == "repeat" else None
@@ -67,15 +71,23 @@ class Decoder(nnx.Module):
         """
         if not self.spec.causal:
             ctx = replace(ctx, prefix_BT=jnp.ones(tokens_BT.shape, bool))
+        aux: dict[str, jax.Array] = {}
+        if self.encoder is not None:
+            if ctx.segments_BT is not None:
+                ctx = replace(ctx, positions_BT=places(ctx.segments_BT))
+            ctx, aux = self.encoder(self.ends.embedded, ctx, dtype=dtype)
         x_BTD, ctx = self._apart(tokens_BT, ctx, dtype=dtype)
-        x_BTD, aux, ctx = _once(self.first, x_BTD, ctx)
-        x_BTD, more = _stacked(self.repeat, self.spec.n_repeats, x_BTD, ctx)
+        x_BTD, more, ctx = once(self.first, x_BTD, ctx)
         aux = add_aux(aux, more)
-        x_BTD, more, _ = _once(self.last, x_BTD, ctx)
+        x_BTD, more = stacked(self.repeat, self.spec.n_repeats, x_BTD, ctx)
+        aux = add_aux(aux, more)
+        x_BTD, more, _ = once(self.last, x_BTD, ctx)
         return x_BTD, add_aux(aux, more)
 
     def start(self, rows: int, *, length: int, dtype: Any) -> DecodeState:
         """What the decoder remembers of no position, with room for `length` of them."""
+        if self.encoder is not None:
+            raise ValueError("a decoder with an encoder starts from a source; call read")
         rows = rows * self.spec.n_streams
 
         def states(blocks: nnx.List) -> list[State]:
@@ -103,12 +115,15 @@ class Decoder(nnx.Module):
         ctx = replace(ctx, positions_BT=jnp.broadcast_to(positions_T, tokens_BT.shape))
         x_BTD, ctx = self._apart(tokens_BT, ctx, dtype=dtype)
         after: DecodeState = {"position": state["position"] + T}
+        if self.encoder is not None:
+            after["source_segments"] = state["source_segments"]
+            ctx = replace(ctx, shared={"source_segments": state["source_segments"]})
 
         def through(name: str, x_BTD: jax.Array, ctx: Context) -> tuple[jax.Array, Context]:
             after[name] = []
             for block, held in zip(getattr(self, name), state[name], strict=True):
                 x_BTD, held, aux = block.extend(x_BTD, held, ctx)
-                _, ctx = _published(aux, ctx)
+                _, ctx = published(aux, ctx)
                 after[name].append(held)
             return x_BTD, ctx
 
@@ -140,73 +155,6 @@ class Decoder(nnx.Module):
         """What is read out of what leaves the blocks."""
         x_BTD = self.norm(x_BTD)
         return x_BTD if self.streams is None else self.streams.together(x_BTD, ctx)
-
-
-def _run(graph: Any, ctx: Context, x_BTD: jax.Array, state: Any):
-    """One unit of blocks on one layer's parameters."""
-    aux: dict[str, jax.Array] = {}
-    for block in nnx.merge(graph, state):
-        x_BTD, more = block(x_BTD, ctx)
-        aux = add_aux(aux, more)
-    return x_BTD, aux
-
-
-def _rematerialised(ctx: Context, run: Any) -> Any:
-    if ctx.remat == "none":
-        return run
-    policies = {
-        "full": jax.checkpoint_policies.nothing_saveable,
-        "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    }
-    # under scan the barrier against common subexpressions is not needed (jax.checkpoint's own
-    # advice)
-    return jax.checkpoint(run, policy=policies[ctx.remat], prevent_cse=ctx.layers == "unroll")
-
-
-def _once(blocks: nnx.List, x_BTD: jax.Array, ctx: Context):
-    """Each block once; the context that comes back holds what they published."""
-    aux: dict[str, jax.Array] = {}
-    for block in blocks:
-        graph, state = nnx.split(nnx.List([block]))
-        x_BTD, more = _rematerialised(ctx, partial(_run, graph, ctx))(x_BTD, state)
-        more, ctx = _published(more, ctx)
-        aux = add_aux(aux, more)
-    return x_BTD, aux, ctx
-
-
-def _published(aux: Mapping[str, jax.Array], ctx: Context) -> tuple[dict[str, jax.Array], Context]:
-    """Move `share/` entries of aux into the context of the layers that follow."""
-    shared = {k.removeprefix("share/"): v for k, v in aux.items() if k.startswith("share/")}
-    rest = {k: v for k, v in aux.items() if not k.startswith("share/")}
-    return rest, replace(ctx, shared={**ctx.shared, **shared}) if shared else ctx
-
-
-def _stacked(blocks: nnx.List, n: int, x_BTD: jax.Array, ctx: Context):
-    """The repeated unit n times over parameters stacked on Z."""
-    if n == 0:
-        return x_BTD, {}
-    graph, state_Z = nnx.split(blocks)
-    run = _rematerialised(ctx, partial(_run, graph, ctx))
-    if ctx.layers == "scan":
-        x_BTD, aux_Z = jax.lax.scan(run, x_BTD, state_Z)
-        return x_BTD, {k: v if _per_layer(k) else jnp.sum(v, axis=0) for k, v in aux_Z.items()}
-    # split, not indexing: its transpose is one concatenation, indexing's is n padded sums
-    leaves, tree = jax.tree.flatten(state_Z)
-    split = [jax.lax.split(leaf, [1] * n, axis=0) for leaf in leaves]
-    aux: dict[str, jax.Array] = {}
-    apart: dict[str, list[jax.Array]] = {}
-    for z in range(n):
-        state = jax.tree.unflatten(tree, [parts[z].reshape(parts[z].shape[1:]) for parts in split])
-        x_BTD, more = run(x_BTD, state)
-        for k in [k for k in more if _per_layer(k)]:
-            apart.setdefault(k, []).append(more.pop(k))
-        aux = add_aux(aux, more)
-    return x_BTD, aux | {k: jnp.stack(v) for k, v in apart.items()}
-
-
-def _per_layer(key: str) -> bool:
-    """Stacked over layers like the parameter it is for, not summed."""
-    return key.startswith("buffer/")
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,6 +192,26 @@ class Model:
         )
         return module.start(rows, length=length, dtype=dtype)
 
+    def read(
+        self,
+        params: Params,
+        source_BS: jax.Array,
+        segments_BS: jax.Array | None = None,
+        *,
+        length: int,
+        dtype: Any,
+    ) -> DecodeState:
+        """What is remembered of sources (B, S) and of no position, in place of `start` where there
+        is an encoder: segment 0 is the source, whatever else there is is padding.
+        """
+        ctx = Context(
+            positions_BT=source_BS,
+            segments_BT=None,
+            source_BS=source_BS,
+            source_segments_BS=segments_BS,
+        )
+        return read(self.module(params), ctx, length=length, dtype=dtype)
+
     def extend(
         self,
         params: Params,
@@ -277,11 +245,14 @@ class Model:
 def _aux_names(model: Model) -> tuple[str, ...]:
     def run(params: Params) -> dict[str, jax.Array]:
         tokens_BT = jnp.zeros((1, 2), jnp.int32 if model.spec.series is None else jnp.float32)
-        ctx = Context(positions_BT=tokens_BT, segments_BT=None, layers="unroll")
+        source_BS = tokens_BT if model.spec.encoder else None
+        ctx = Context(
+            positions_BT=tokens_BT, segments_BT=None, layers="unroll", source_BS=source_BS
+        )
         return model(params, tokens_BT, ctx, dtype=jnp.float32)[1]
 
     params = {path: model._abstract(path) for path in model.paths}
-    return tuple(sorted(k for k in jax.eval_shape(run, params) if not _per_layer(k)))
+    return tuple(sorted(k for k in jax.eval_shape(run, params) if not per_layer(k)))
 
 
 @lru_cache(maxsize=256)

@@ -10,7 +10,7 @@ from flax import nnx
 
 from model import scaling
 from model.context import Context
-from model.param import Declare, linear
+from model.param import Declare, Parameter, linear
 from model.spec import ModelSpec
 
 
@@ -29,7 +29,15 @@ class Tokens(nnx.Module):
             else declare.matrix("readout", "D V", contract="D", role=scaling.READOUT)
         )
 
-    def embedded(self, tokens_BT: jax.Array, ctx: Context, *, dtype: Any) -> jax.Array:
+    def embedded(
+        self,
+        tokens_BT: jax.Array,
+        ctx: Context,
+        *,
+        dtype: Any,
+        positions: Parameter | None = None,
+    ) -> jax.Array:
+        """`positions`: another table of them than the decoder's."""
         if self.extra is None:
             x_BTD = self.embed[...][tokens_BT]
         else:
@@ -37,8 +45,9 @@ class Tokens(nnx.Module):
             known_BTD = self.embed[...][jnp.minimum(tokens_BT, self.spec.vocab - 1)]
             extra_BTD = self.extra[...][jnp.maximum(beyond_BT, 0)]
             x_BTD = jnp.where(beyond_BT[..., None] >= 0, extra_BTD, known_BTD)
-        if self.positions is not None:
-            x_BTD = x_BTD + self.positions[...][ctx.positions_BT]
+        positions = self.positions if positions is None else positions
+        if positions is not None:
+            x_BTD = x_BTD + positions[...][ctx.positions_BT]
         return ctx.constrain(x_BTD.astype(dtype), "B T D")
 
     def readout(self, x_BTD: jax.Array, ctx: Context) -> jax.Array:

@@ -37,6 +37,7 @@ class Declaration:
     scaling: scaling.Scaling
     matmuls: float  # products with this parameter per token in the forward pass
     block: bool  # belongs to a residual block
+    of_source: bool = False  # its products are for each position of a source, not of the target
     batch: tuple[str, ...] = ()  # dims that a product keeps apart: one matrix for each of them
     layers: tuple[int, ...] = (0,)  # which layers of the model it is of, in the order of Z
     n_layers: int = 1
@@ -75,6 +76,7 @@ class Declare:
     stack: str | None = None  # letter of the leading dimension of stacked layers
     layers: tuple[int, ...] = (0,)  # which layers of the model this scope is of
     block: bool = False
+    of_source: bool = False
     times: int = 1  # how often one token comes by: once in each stream
     made: dict[str, Declaration] = field(default_factory=dict)
 
@@ -182,6 +184,7 @@ class Declare:
             scaling=scaled,
             matmuls=matmuls * self.times,
             block=self.block,
+            of_source=self.of_source,
             batch=letters(batch),
             layers=self.layers,
             n_layers=self.n_layers,

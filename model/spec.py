@@ -19,6 +19,7 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 
 from model.series_spec import SeriesSpec
+from model.spec_checks import DEEPEST, LONGEST, WIDEST, check
 from parallelism.axes import SPEC
 from parallelism.errors import nearest
 
@@ -72,10 +73,6 @@ class LayerSpec:
     def reads(self) -> tuple[str, ...]:
         """Names of such arrays that it needs, from `ctx.shared`."""
         return ()
-
-
-# beyond any model: a slip of the keyboard, not a size (and a longer axis has no int32 index)
-WIDEST, DEEPEST, LONGEST = 10**6, 10**4, 10**9
 
 
 def resolve(kind: str, *, room: str) -> Any:
@@ -158,20 +155,23 @@ FfnSpec = Annotated[Any, BeforeValidator(_layer("ffns")), PlainSerializer(_dump)
 
 @dataclass(frozen=True, kw_only=True, config=SPEC)
 class BlockSpec:
-    """One residual block: a sequence mixer, then a feed-forward layer; either may be None."""
+    """One residual block: a sequence mixer, a layer that reads the source of an encoder, a
+    feed-forward layer; each may be None, all of them not.
+    """
 
     mixer: MixerSpec
     ffn: FfnSpec
+    cross: MixerSpec = None
 
     def __post_init__(self):
-        if self.mixer is None and self.ffn is None:
+        if self.mixer is None and self.ffn is None and self.cross is None:
             raise ValueError("a block has a mixer, an ffn, or both; write the kind of one")
 
     @property
     def layers(self) -> tuple[tuple[str, LayerSpec], ...]:
         """(room, layer) of each layer that there is, in the order they act."""
-        both = (("mixers", self.mixer), ("ffns", self.ffn))
-        return tuple((room, layer) for room, layer in both if layer is not None)
+        parts = (("mixers", self.mixer), ("mixers", self.cross), ("ffns", self.ffn))
+        return tuple((room, layer) for room, layer in parts if layer is not None)
 
 
 @dataclass(frozen=True, kw_only=True, config=SPEC)
@@ -207,6 +207,25 @@ class StreamsSpec:
 
 
 @dataclass(frozen=True, kw_only=True, config=SPEC)
+class EncoderSpec:
+    """What reads a source for the decoder: `repeat` tiled over its own depth, every position seeing
+    all of its source, and a norm. It shares the decoder's embedding.
+    """
+
+    n_layers: int = Field(ge=1, le=DEEPEST)
+    repeat: tuple[BlockSpec, ...] = Field(min_length=1)
+
+    @property
+    def n_repeats(self) -> int:
+        return self.n_layers // len(self.repeat)
+
+    @property
+    def blocks(self) -> tuple[BlockSpec, ...]:
+        """Every block, first layer to last."""
+        return self.repeat * self.n_repeats
+
+
+@dataclass(frozen=True, kw_only=True, config=SPEC)
 class ModelSpec:
     """A decoder: embedding, `first` blocks, `repeat` tiled over the depth, `last` blocks, norm,
     readout. Where it is not causal, every position sees its whole document.
@@ -220,70 +239,26 @@ class ModelSpec:
     first: tuple[BlockSpec, ...] = ()
     repeat: tuple[BlockSpec, ...] = Field(min_length=1)
     last: tuple[BlockSpec, ...] = ()
+    encoder: EncoderSpec | None = None  # of a source, which `cross` layers read
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     tied: bool = False
     causal: bool = True
     extra_inputs: int = Field(default=0, ge=0)  # ids from `vocab` on that are read and never said
     learned_positions: int | None = Field(
         default=None, ge=1
-    )  # longest sequence of a learned position table
+    )  # longest sequence of a learned position table; an encoder has one of its own
     streams: StreamsSpec | None = None
     series: SeriesSpec | None = None  # real values in place of tokens; `vocab` is then unused
     parametrisation: Parametrisation = Field(default_factory=Parametrisation)
 
     def __post_init__(self):
-        body = self.n_layers - len(self.first) - len(self.last)
-        if body < 0 or body % len(self.repeat):
-            raise ValueError(
-                f"n_layers {self.n_layers} less {len(self.first) + len(self.last)} first and "
-                f"last blocks is not a "
-                f"multiple of the repeated {len(self.repeat)}; write a multiple"
-            )
-        published: set[str] = set()
-        for part in ("first", "repeat", "last"):
-            for block in getattr(self, part):
-                for room, layer in block.layers:
-                    for letter, size in layer.sizes(self.shared_sizes).items():
-                        if size > LONGEST:
-                            raise ValueError(
-                                f"dimension {letter} of a {layer.kind} layer would be {size:.3g} "
-                                f"long; write smaller numbers, so that it is at most {LONGEST:.0e}"
-                            )
-                    if self.causal and layer.sees_later:
-                        raise ValueError(
-                            f"a {layer.kind} layer sees later positions, which a causal model is "
-                            f"asked to predict; write causal true in the layer, or false in the "
-                            f"model"
-                        )
-                    both_ways = layer.bidirectional or layer.sees_later
-                    if not (self.causal or both_ways or room == "ffns"):
-                        raise ValueError(
-                            f"a {layer.kind} layer sees earlier positions only; write "
-                            f"causal=true, or a mixer that sees both ways, such as attention"
-                        )
-                    if missing := sorted(set(layer.reads) - published):
-                        raise ValueError(
-                            f"a {layer.kind} layer of `{part}` reads {', '.join(missing)}, which "
-                            f"no block before it publishes; put a block that does into `first`"
-                        )
-                    if layer.publishes and part != "first":
-                        raise ValueError(
-                            f"a {layer.kind} layer of `{part}` publishes "
-                            f"{', '.join(layer.publishes)}; only blocks of `first` can"
-                        )
-                    published.update(layer.publishes)
-        if self.series is not None and (not self.causal or self.tied or self.extra_inputs):
-            raise ValueError(
-                "a model of a series forecasts and has no ids; write causal true, tied false and "
-                "extra_inputs 0, or series null"
-            )
-        self.penalties()  # raises where layers disagree
-        self._check_prefixes()
+        check(self)
 
     def penalties(self) -> dict[str, float]:
         """Weights of the layers' own losses; raises ValueError where two layers differ in one."""
         out: dict[str, float] = {}
-        for block in (*self.first, *self.repeat, *self.last):
+        encoder = () if self.encoder is None else self.encoder.repeat
+        for block in (*encoder, *self.first, *self.repeat, *self.last):
             for _, layer in block.layers:
                 for name, field in layer.penalties.items():
                     weight = getattr(layer, field)
@@ -293,17 +268,6 @@ class ModelSpec:
                             f"another; write one weight for all layers"
                         )
         return out
-
-    def _check_prefixes(self) -> None:
-        if self.n_streams == 1:
-            return
-        mixers = [b.mixer for b in (*self.first, *self.repeat, *self.last) if b.mixer is not None]
-        lacking = [m.kind for m in mixers if not m.takes_prefix] or ([] if mixers else ["missing"])
-        if lacking:
-            raise ValueError(
-                f"a {lacking[0]} mixer takes no prefix, by which {self.n_streams} streams would "
-                f"differ; write streams null, or mixers of kind attention"
-            )
 
     @property
     def inputs(self) -> str:
@@ -320,7 +284,7 @@ class ModelSpec:
 
     @property
     def blocks(self) -> tuple[BlockSpec, ...]:
-        """Every block, first layer to last."""
+        """Every block of the decoder, first layer to last."""
         return (*self.first, *(self.repeat * self.n_repeats), *self.last)
 
     @property

@@ -20,6 +20,7 @@ from model.decoder import Model
 from model.param import Declaration, Declare, initial
 from model.spec import (
     BlockSpec,
+    EncoderSpec,
     LayerSpec,
     ModelSpec,
     Parametrisation,
@@ -31,6 +32,7 @@ from train.objectives import next_token
 
 ROOMS = ("mixers", "ffns")
 D_MODEL, VOCAB = 32, 64
+SOURCE_SEGMENTS = (0, 0, 1, 1, 2)  # of a layer's source: a stretch for each document of its tests
 PARTNER = {
     "mixers": {"kind": "attention", "d_head": 8, "queries_per_kv": 2},
     "ffns": {"kind": "swiglu"},
@@ -58,15 +60,29 @@ class Case:
         return TypeAdapter(module.Spec).validate_python({"kind": self.kind, **dict(self.knobs)})
 
     @property
+    def of_source(self) -> bool:
+        """Whether it reads a source beside the stream, of which each position sees itself alone."""
+        return "source" in self.spec.reads
+
+    @property
+    def mixes(self) -> bool:
+        """Whether positions of the stream see one another."""
+        return self.room == "mixers" and not self.of_source
+
+    @property
     def model(self) -> ModelSpec:
-        """Two repeated layers of it, beside a plain partner."""
-        kinds = {"mixers": PARTNER["mixers"], "ffns": PARTNER["ffns"], self.room: self.spec}
-        block = BlockSpec(mixer=kinds["mixers"], ffn=kinds["ffns"])
+        """Two repeated layers of it, beside a plain partner; of a decoder with two layers of an
+        encoder where it reads a source.
+        """
+        place = "cross" if self.of_source else {"mixers": "mixer", "ffns": "ffn"}[self.room]
+        plain = {"mixer": PARTNER["mixers"], "ffn": PARTNER["ffns"]}
+        encoder = EncoderSpec(n_layers=2, repeat=(BlockSpec(**plain),))
         return ModelSpec(
             d_model=D_MODEL,
             n_layers=2,
             vocab=VOCAB,
-            repeat=(block,),
+            repeat=(BlockSpec(**{**plain, place: self.spec}),),
+            encoder=encoder if self.of_source else None,
             parametrisation=Parametrisation(base_d_model=16),
         )
 
@@ -102,7 +118,7 @@ class Alone:
 
     declarations: Mapping[str, Declaration]
     params: Params
-    apply: Callable[..., jax.Array]
+    apply: Callable[..., jax.Array]  # and of a source (1, S, D), where it reads one
     naive: Callable[..., jax.Array]  # the same, in the layer's slow and obvious form
     start: Callable[..., State]  # (rows, length=, dtype=): what a mixer remembers of no position
     extend: Callable[..., tuple[jax.Array, State]]  # (params, x, state, position): the next ones
@@ -131,12 +147,23 @@ def alone(spec: LayerSpec, *, room: str, d_model: int = D_MODEL, base: int = 16)
     def module(params: Params) -> Any:
         return nnx.merge(graph, jax.tree.unflatten(tree, [params[path] for path in paths]))
 
-    def context(x_BTD: jax.Array, segments_BT: Any, *, first: Any = 0, **more: Any) -> Context:
-        positions_BT = jnp.broadcast_to(first + jnp.arange(x_BTD.shape[1])[None], x_BTD.shape[:2])
-        return Context(positions_BT=positions_BT, segments_BT=segments_BT, **more)
+    def context(
+        x_BTD: jax.Array, segments_BT: Any, source_1SD: Any = None, *, first: Any = 0, **more: Any
+    ) -> Context:
+        rows, length = x_BTD.shape[:2]
+        positions_BT = jnp.broadcast_to(first + jnp.arange(length)[None], (rows, length))
+        if source_1SD is None:
+            source_1SD = stream(1, len(SOURCE_SEGMENTS), d_model, seed=2)
+        shared = {
+            "source": jnp.tile(source_1SD, (rows, 1, 1)),
+            "source_segments": jnp.tile(jnp.asarray([SOURCE_SEGMENTS]), (rows, 1)),
+        }
+        return Context(positions_BT=positions_BT, segments_BT=segments_BT, shared=shared, **more)
 
-    def apply(params: Params, x_BTD: jax.Array, segments_BT: jax.Array | None = None) -> jax.Array:
-        return module(params)(x_BTD, context(x_BTD, segments_BT))[0]
+    def apply(
+        params: Params, x_BTD: jax.Array, segments_BT: Any = None, source_1SD: Any = None
+    ) -> jax.Array:
+        return module(params)(x_BTD, context(x_BTD, segments_BT, source_1SD))[0]
 
     def naive(params: Params, x_BTD: jax.Array, segments_BT: jax.Array | None = None) -> jax.Array:
         return module(params)(x_BTD, context(x_BTD, segments_BT, naive=True))[0]
@@ -144,12 +171,17 @@ def alone(spec: LayerSpec, *, room: str, d_model: int = D_MODEL, base: int = 16)
     def extend(params: Params, x_BTD: jax.Array, state: State, position: Any):
         return module(params).extend(x_BTD, state, context(x_BTD, None, first=position))[:2]
 
+    def start(rows: int, *, length: int, dtype: Any) -> State:
+        if "source" not in spec.reads:
+            return module(params).start(rows, length=length, dtype=dtype)
+        return module(params).read(context(jnp.zeros((rows, length)), None), dtype=dtype)
+
     return Alone(
         declarations=dict(declare.made),
         params=params,
         apply=jax.jit(apply),
         naive=jax.jit(naive),
-        start=lambda rows, **more: module(params).start(rows, **more),
+        start=start,
         extend=jax.jit(extend),
     )
 
@@ -176,8 +208,12 @@ def sensitivity(layer: Alone, x_1TD: jax.Array, segments_1T: jax.Array | None = 
 # -- a whole model ---------------------------------------------------------------------------------
 
 
-def batch(rows: int, seq_len: int, *, vocab: int = VOCAB, seed: int = 0) -> Batch:
-    """Random tokens in two documents a row; no loss across the boundary."""
+def batch(
+    rows: int, seq_len: int, *, vocab: int = VOCAB, seed: int = 0, source: int | None = None
+) -> Batch:
+    """Random tokens in two documents a row; no loss across the boundary. `source`: the length of a
+    source for them, of two documents and padding.
+    """
     rng = np.random.default_rng(seed)
     tokens = rng.integers(0, vocab, (rows, seq_len + 1)).astype(np.int32)
     cut_B1 = rng.integers(1, seq_len, (rows, 1))
@@ -189,6 +225,12 @@ def batch(rows: int, seq_len: int, *, vocab: int = VOCAB, seed: int = 0) -> Batc
         "segments_BT": segments_BT,
         "weights_BT": weights_BT,
     }
+    if source is not None:
+        ends_B1 = np.sort(rng.permuted(np.tile(np.arange(1, source), (rows, 1)), axis=1)[:, :2])
+        at_1S = np.arange(source)[None]
+        segments_BS = np.where(at_1S < ends_B1[:, :1], 0, np.where(at_1S < ends_B1[:, 1:], 1, -1))
+        named["source_BS"] = rng.integers(0, vocab, (rows, source)).astype(np.int32)
+        named["source_segments_BS"] = segments_BS.astype(np.int32)
     return {k: jnp.asarray(v) for k, v in named.items()}
 
 
@@ -208,7 +250,13 @@ def mean_loss(model: Model, *, dtype: Any = jnp.float32, **execution: Any) -> Ca
     def loss(params: Params, data: Batch) -> jax.Array:
         shape = data["tokens_BT"].shape
         positions_BT = jnp.broadcast_to(jnp.arange(shape[1])[None], shape)
-        ctx = Context(positions_BT=positions_BT, segments_BT=data["segments_BT"], **execution)
+        ctx = Context(
+            positions_BT=positions_BT,
+            segments_BT=data["segments_BT"],
+            source_BS=data.get("source_BS"),
+            source_segments_BS=data.get("source_segments_BS"),
+            **execution,
+        )
         nats, weights = next_token(model(params, data["tokens_BT"], ctx, dtype=dtype)[0], data)
         return nats / weights
 

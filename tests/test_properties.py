@@ -25,7 +25,7 @@ from train.step import abstract_state, initial_state
 
 # The default suite holds the first variant of every layer to everything that one layer shows, and
 # these to what takes whole models and many compilations; all of it runs with the slow tests.
-OFTEN = ("attention", "gated_deltanet", "swiglu", "moe")
+OFTEN = ("attention", "cross_attention", "gated_deltanet", "swiglu", "moe")
 FIRST = p.cases(every_variant=False)
 
 
@@ -86,7 +86,7 @@ def test_future_tokens_get_zero_gradient_and_past_ones_do_not(case: Case):
     seen_TT = p.sensitivity(layer(case), p.stream(1, T, p.D_MODEL))
     past_TT = np.tril(np.ones((T, T), bool))
     assert np.all(seen_TT[~past_TT] == 0)
-    if case.room == "mixers":
+    if case.mixes:
         assert np.all(seen_TT[past_TT] > 0)
     else:  # a position's own
         assert np.all(np.diag(seen_TT) > 0)
@@ -100,7 +100,7 @@ def test_documents_do_not_see_each_other(case: Case):
     same_TT = np.asarray(segments_1T[0, :, None] == segments_1T[0, None, :])
     past_TT = np.tril(np.ones((T, T), bool))
     assert np.all(seen_TT[~(same_TT & past_TT)] == 0)
-    if case.room == "mixers":
+    if case.mixes:
         assert np.all(seen_TT[same_TT & past_TT] > 0)
 
 
@@ -175,7 +175,8 @@ def test_the_counted_decode_state_is_the_one_that_is_kept(case: Case):
     spec, one = case.spec, layer(case)
     shared = {"D": p.D_MODEL, "V": p.VOCAB, "Z": 1}
     module = resolve(case.kind, room="mixers")
-    counted = module.decode_state(spec, {**shared, **spec.sizes(shared)})
+    sizes = {**shared, **spec.sizes(shared), "S": len(p.SOURCE_SEGMENTS)}
+    counted = module.decode_state(spec, sizes)
     for length in (64, 128):
         state = one.start(3, length=length, dtype=jnp.float32)
         held = sum(leaf.size for leaf in jax.tree.leaves(state)) / 3
@@ -205,10 +206,15 @@ EXECUTIONS = [
 ]
 
 
+def source(case: Case) -> int | None:
+    """The length of what it reads, another one than that of the stream."""
+    return 12 if case.of_source else None
+
+
 @kinds_in_full
 def test_scan_and_remat_change_the_program_and_nothing_else(case: Case):
     model = build(case.model)
-    params, data = p.trained_params(model), p.batch(2, T)
+    params, data = p.trained_params(model), p.batch(2, T, source=source(case))
     programs, results = [], []
     for execution in EXECUTIONS:
         step = jax.jit(jax.value_and_grad(p.mean_loss(model, **execution))).trace(params, data)
@@ -262,7 +268,9 @@ def _trained(run: RunSpec) -> dict:
     rows = batch_sharding(mesh)
     jitted = jax.jit(step, in_shardings=(shardings, None, rows), out_shardings=(shardings, None))
     state = jax.device_put(initial_state(model, 0), shardings)
-    data = jax.device_put(p.batch(run.sequences_per_batch, run.data.seq_len), rows)
+    length = 12 if run.model.encoder else None
+    data = p.batch(run.sequences_per_batch, run.data.seq_len, source=length)
+    data = jax.device_put(data, rows)
     losses = []
     for _ in range(STEPS):
         state, loss = jitted(state, hyper(run), data)
@@ -281,9 +289,12 @@ def test_counted_flops_agree_with_the_compilers_count(case: Case):
             spec = p.with_layer(spec, "mixers", **{name: whole})
     model = build(spec)
     params = {k: jax.ShapeDtypeStruct(d.shape, jnp.float32) for k, d in model.declarations.items()}
-    data = jax.eval_shape(lambda: p.batch(2, seq_len))
+    # a source of another length than the target
+    length = 48 if case.of_source else None
+    data = jax.eval_shape(lambda: p.batch(2, seq_len, source=length))
     forward = p.mean_loss(model, layers="unroll", remat="none")
     analysis = jax.jit(forward).lower(params, data).cost_analysis()
     assert analysis is not None
-    counted = count(spec, seq_len=seq_len).flops_per_token["full_attn"] / 3 * 2 * seq_len
+    per_token = count(spec, seq_len=seq_len, source_len=length).flops_per_token["full_attn"] / 3
+    counted = per_token * 2 * seq_len
     assert analysis["flops"] == pytest.approx(counted, rel=0.01)

@@ -33,6 +33,10 @@ ADDED_SINCE_FORMAT_1: dict[str, Any] = {
     "model.causal": True,
     "model.extra_inputs": 0,
     "model.series": None,
+    "model.encoder": None,
+    "model.first.*.cross": None,
+    "model.repeat.*.cross": None,
+    "model.last.*.cross": None,
     "start": None,
 }
 

@@ -49,6 +49,8 @@ def forward(
         positions_BT=positions_BT,
         segments_BT=batch["segments_BT"] if isolate else None,
         prefix_BT=batch.get("prefix_BT"),
+        source_BS=batch.get("source_BS"),
+        source_segments_BS=batch.get("source_segments_BS"),
         constrain=constrain,
         layers=layers,
         remat=remat,
