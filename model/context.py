@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 import jax
 
+from parallelism.sequence import Scheme
+
 Constrain = Callable[[jax.Array, str], jax.Array]
 State = dict[str, jax.Array]  # what one layer remembers of the positions before, when decoding
 
@@ -20,13 +22,16 @@ def unplaced(x: jax.Array, dims: str) -> jax.Array:
 class Context:
     """positions_BT counts from the start of the row; segments_BT numbers documents, None when they
     are not isolated. `shared` holds what head blocks published for the layers after them. `naive`
-    asks a mixer for its slow and obvious form, which tests and benchmarks compare with.
+    asks a mixer for its slow and obvious form, which tests and benchmarks compare with. `sequence`
+    is how devices share the sequence: places of the arrays hold the positions that it says, and a
+    mixer hands it what crosses positions; None where the text's order stands and nobody needs ask.
     """
 
     positions_BT: jax.Array
     segments_BT: jax.Array | None
     prefix_BT: jax.Array | None = None  # positions that see one another whatever their order
     constrain: Constrain = unplaced
+    sequence: Scheme | None = None
     layers: str = "scan"  # or unroll
     remat: str = "none"
     naive: bool = False

@@ -66,6 +66,10 @@ class RoutedSpec(LayerSpec):
         return {**own, "G": self.shared} if self.shared else own
 
     @property
+    def reads_order(self) -> bool:
+        return self.capacity is not None
+
+    @property
     def penalties(self) -> Mapping[str, str]:
         return {"balance": "balance_weight", "router_z": "z_weight"}
 

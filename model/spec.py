@@ -50,6 +50,18 @@ class LayerSpec:
         return False
 
     @property
+    def sequence_form(self) -> str | None:
+        """What a mixer hands to `ctx.sequence` where devices share a sequence: a form named in
+        `parallelism.sequence`. None: it has none, and only the compiler can split it.
+        """
+        return None
+
+    @property
+    def reads_order(self) -> bool:
+        """Whether a feed-forward layer treats a position by where it lies in the batch."""
+        return False
+
+    @property
     def replaces_stream(self) -> bool:
         """Whether a feed-forward layer's output is the block's, in place of the stream plus it."""
         return False

@@ -19,7 +19,7 @@ import numpy as np
 
 from model.count import count
 from parallelism.errors import InputError
-from parallelism.place import batch_sharding, replicated
+from parallelism.place import replicated
 from train.batches import training
 from train.environment import environment
 from train.loop import IN_FLIGHT, Progress, open_text, train
@@ -28,6 +28,7 @@ from train.programs import Programs, programs, resolved_execution, use_cache
 from train.recycle import frozen
 from train.schedule import hyper
 from train.spec import RunSpec
+from train.spread import placer
 from train.step import initial_state
 
 ROUNDS = 10  # counted ones; one before them warms up and one after them evaluates
@@ -188,7 +189,7 @@ class _Rounds:
         self.peak: list[float] = []
         self.numbers = jax.device_put(hyper(spec), replicated(ready.mesh))
         data = open_text(spec, cache=cache)
-        self.batch = jax.device_put(training(spec, data, 0), batch_sharding(ready.mesh))
+        self.batch = placer(ready.mesh, spec)[0](training(spec, data, 0))
         first = initial_state(ready.model, spec.seed, frozen=frozen(spec))
         self.state = jax.device_put(first, ready.shardings)
         self.products = [_product(n, spec) for n in PRODUCTS[jax.default_backend()]]

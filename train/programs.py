@@ -26,6 +26,7 @@ from parallelism.place import batch_sharding, constrainer, parameter_sharding, r
 from train.record import disk_error
 from train.recycle import frozen
 from train.schedule import hyper
+from train.scheme import laid_out_length, scheme, scheme_name
 from train.spec import RunSpec, to_dict
 from train.step import State, abstract_state, forward, train_step
 
@@ -50,12 +51,13 @@ class Programs:
 
 
 def resolved_execution(spec: RunSpec) -> dict[str, str]:
-    """What `auto` means on this platform: float32 and unrolled layers on CPU, bfloat16 and scanned
-    elsewhere.
+    """What `auto` means for this spec on this platform: float32 and unrolled layers on CPU, bfloat16
+    and scanned elsewhere.
     """
     cpu = jax.default_backend() == "cpu"
     dtype, layers = spec.execution.compute_dtype, spec.execution.layers
     return {
+        "sequence": scheme_name(spec),
         "compute_dtype": dtype if dtype != "auto" else "float32" if cpu else "bfloat16",
         "layers": layers if layers != "auto" else "unroll" if cpu else "scan",
     }
@@ -84,7 +86,7 @@ def shape_key(spec: RunSpec) -> str:
             for name, layer in (("mixer", block.mixer), ("ffn", block.ffn)):
                 for field in layer.penalties.values() if layer is not None else ():
                     del said[name][field]
-    execution = {k: tree["execution"][k] for k in ("mesh", "sequence", "remat", "accumulate")}
+    execution = {k: tree["execution"][k] for k in ("mesh", "remat", "accumulate")}
     parts = [
         tree["model"],
         spec.data.seq_len,
@@ -101,7 +103,7 @@ def shape_key(spec: RunSpec) -> str:
 
 def abstract_batch(spec: RunSpec) -> dict[str, jax.ShapeDtypeStruct]:
     """An array's name ends with its dims."""
-    sizes = {"B": spec.sequences_per_batch, "T": spec.data.seq_len}
+    sizes = {"B": spec.sequences_per_batch, "T": laid_out_length(spec)}
     return {
         name: jax.ShapeDtypeStruct(tuple(sizes[d] for d in name.rpartition("_")[2]), kind)
         for name, kind in spec.objective.batch.items()
@@ -129,6 +131,8 @@ def traced(spec: RunSpec, model: Model, mesh: Mesh) -> tuple[Any, Any]:
         forward,
         model,
         constrain=constrainer(mesh),
+        sequence=scheme(spec, model, mesh),
+        filled=laid_out_length(spec) != spec.data.seq_len,
         layers=resolved["layers"],
         remat=spec.execution.remat,
         dtype=jnp.dtype(resolved["compute_dtype"]),

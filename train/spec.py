@@ -16,7 +16,7 @@ from pydantic_core import PydanticCustomError
 
 from model.spec import ModelSpec
 from parallelism.axes import SPEC, MeshSpec
-from parallelism.errors import InputError
+from parallelism.errors import InputError, nearest
 from train.migration import fill, strip
 from train.spec_error import input_error
 from train.start_spec import StartSpec
@@ -184,7 +184,7 @@ class ExecutionSpec:
     """How it is run: nothing here changes the science, all of it is recorded."""
 
     mesh: MeshSpec = Field(default_factory=MeshSpec)
-    sequence: Literal["none"] = "none"  # the sequence-parallel scheme
+    sequence: str = "auto"  # how devices share a sequence: a file of parallelism/sequence, or none
     compute_dtype: Literal["auto", "float32", "bfloat16"] = (
         "auto"  # auto: float32 on CPU, bfloat16 elsewhere
     )
@@ -194,6 +194,15 @@ class ExecutionSpec:
     checkpoint_every: int = Field(default=1000, ge=1)  # steps
     keep_checkpoints: int = Field(default=2, ge=1)
     log_every: int = Field(default=50, ge=1)  # steps
+
+    def __post_init__(self):
+        from parallelism import sequence  # which imports jax
+
+        known = (sequence.NONE, sequence.AUTO, *sequence.names())
+        if self.sequence not in known:
+            raise ValueError(
+                f"{self.sequence} is no way to share a sequence; {nearest(self.sequence, known)}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, config=SPEC)

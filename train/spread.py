@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from parallelism.place import batch_sharding
+from train.scheme import laid_out, laid_out_length
 from train.spec import RunSpec
 
 
@@ -25,11 +26,16 @@ def placer(
 ) -> tuple[Callable[[Mapping[str, np.ndarray]], dict[str, jax.Array]], dict[str, int]]:
     """(this process's rows of a batch -> the global batch on the mesh, which rows those are).
 
-    A process reads only its own rows where its devices hold exactly those; on a mesh whose replicas
+    The order is that of the run's sequence scheme. A process reads only its own rows where its devices hold exactly those; on a mesh whose replicas
     span processes every process reads the whole batch and places the shards it holds.
     """
+    place, share = _placer(mesh, spec)
+    return lambda batch: place(laid_out(spec, batch)), share
+
+
+def _placer(mesh: Mesh, spec: RunSpec):
     sharding = batch_sharding(mesh)
-    shape = (spec.sequences_per_batch, spec.data.seq_len)
+    shape = (spec.sequences_per_batch, laid_out_length(spec))
     processes, index = jax.process_count(), jax.process_index()
     if processes == 1:
         return lambda batch: jax.device_put(dict(batch), sharding), {}

@@ -16,6 +16,7 @@ import optax
 
 from model.context import Constrain, Context
 from model.decoder import Model
+from parallelism.sequence import Scheme
 from train.objectives import next_token, normaliser
 from train.optimizer import adamw
 from train.schedule import Hyper, learning_rate
@@ -31,6 +32,8 @@ def forward(
     batch: Batch,
     *,
     constrain: Constrain,
+    sequence: Scheme | None = None,
+    filled: bool = False,
     layers: str,
     remat: str,
     dtype: Any,
@@ -41,17 +44,26 @@ def forward(
     """The objective of a batch, which is summed nats and their normaliser for a start (each of one
     number a part), then the layers' aux.
 
-    `progress` is the fraction of the run that is done, None for the model as it will be used.
+    With a `sequence` scheme the batch is laid out in its order; `filled` where rows end with places
+    that are no text. `progress` is the fraction of the run that is done, None for the model as it will be used.
     """
     inputs_BT = batch[model.spec.inputs]
-    positions_BT = jnp.broadcast_to(jnp.arange(inputs_BT.shape[1]), inputs_BT.shape)
+    segments_BT = batch["segments_BT"] if isolate else None
+    T = inputs_BT.shape[1]
+    if filled and segments_BT is None:  # two documents: the text, and what is none
+        segments_BT = jnp.minimum(batch["segments_BT"], 0)
+    positions_T = jnp.arange(T) if sequence is None else sequence.positions(T)
+    if sequence is not None and segments_BT is not None:
+        segments_BT = sequence.gathered(segments_BT)  # once, for all layers
+    positions_BT = jnp.broadcast_to(positions_T, inputs_BT.shape)
     ctx = Context(
         positions_BT=positions_BT,
-        segments_BT=batch["segments_BT"] if isolate else None,
+        segments_BT=segments_BT,
         prefix_BT=batch.get("prefix_BT"),
         source_BS=batch.get("source_BS"),
         source_segments_BS=batch.get("source_segments_BS"),
         constrain=constrain,
+        sequence=sequence,
         layers=layers,
         remat=remat,
         progress=progress,

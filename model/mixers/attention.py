@@ -44,6 +44,10 @@ class Spec(LayerSpec):
     def takes_prefix(self) -> bool:
         return True
 
+    @property
+    def sequence_form(self) -> str:
+        return "softmax"
+
     def sizes(self, shared: Mapping[str, int]) -> dict[str, int]:
         width = shared["D"]
         if width % self.d_head:
@@ -82,8 +86,19 @@ class Layer(nnx.Module):
 
     def __call__(self, x_BTD: jax.Array, ctx: Context) -> tuple[jax.Array, dict[str, jax.Array]]:
         q_BTHK, k_BTJK, v_BTJK = self._heads(x_BTD, ctx)
-        if self.prefix is not None:
-            ahead = self.prefix(x_BTD.shape[0], dtype=x_BTD.dtype)
+        ahead = None if self.prefix is None else self.prefix(x_BTD.shape[0], dtype=x_BTD.dtype)
+        if ctx.sequence is not None:
+            y_BTHK = ctx.sequence.softmax(
+                q_BTHK,
+                k_BTJK,
+                v_BTJK,
+                ctx.segments_BT,
+                scale=self.scale,
+                prefix_BT=ctx.prefix_BT,
+                ahead=ahead,
+            )
+            return self._out(y_BTHK), {}
+        if ahead is not None:
             k_BTJK, v_BTJK = (
                 jnp.concatenate(pair, axis=1) for pair in zip(ahead, (k_BTJK, v_BTJK), strict=True)
             )

@@ -36,6 +36,10 @@ class Spec(HeadsSpec):
     chunk: int = Field(default=128, ge=1)  # queries of a block; changes the order of sums only
 
     @property
+    def sequence_form(self) -> str:
+        return "softmax"
+
+    @property
     def reach(self) -> Reach:
         return Reach(blocks=self.window, sinks=self.sinks)
 
@@ -50,6 +54,16 @@ class Layer(nnx.Module):
         if not ctx.naive:
             form = partial(banded_attention, chunk=self.spec.chunk)
         q_BTHK, k_BTJK, v_BTJK = self.heads(x_BTD, ctx)
+        if ctx.sequence is not None:
+            y_BTHK = ctx.sequence.softmax(
+                q_BTHK,
+                k_BTJK,
+                v_BTJK,
+                ctx.segments_BT,
+                scale=self.heads.scale,
+                band=self.spec.reach,
+            )
+            return self.heads.back(y_BTHK), {}
         y_BTHK = form(
             q_BTHK,
             k_BTJK,

@@ -1,0 +1,100 @@
+"""Ring attention: keys and values go round the devices, one block at a time, and every device joins
+what its own queries get from each (Liu et al. 2023; online softmax).
+
+Blocks are runs of neighbouring positions: later devices have more to do, and a window stops the
+ring as soon as no band reaches further. The backward pass sends keys and values round again, and
+their gradients with them, so that nothing is kept of the blocks that passed by.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from parallelism.blockwise import Marks, Sight, heads_first, queries_back, some, wide
+from parallelism.sequence import AXIS, Recurrent, Softmax, Traffic
+from parallelism.sharded_softmax import Ahead, Kept, SoftmaxScheme, grads_back, of_all
+
+
+@dataclass(frozen=True)
+class Scheme(SoftmaxScheme):
+    def forward(
+        self, sight: Sight, q: jax.Array, k: jax.Array, v: jax.Array, ahead: Ahead, marks: Marks
+    ) -> tuple[jax.Array, Kept]:
+        kept = {"q": q, "k": k, "v": v}
+        q, k, v = heads_first(q, k, v)
+        rank, last = jax.lax.axis_index(AXIS), hops(sight)
+        part = sight.visit(self.begun(sight, q, ahead), q, k, v, marks, rank, rank)
+
+        def step(carry: Any, t: jax.Array):
+            part, held = carry
+            after = self.turn(held)  # while the block that is here is worked on
+            return (sight.visit(part, q, *held, marks, rank, self._source(rank, t)), after), None
+
+        if last:
+            held = self.turn((k, v))
+            if last > 1:
+                (part, held), _ = jax.lax.scan(step, (part, held), jnp.arange(1, last))
+            part = sight.visit(part, q, *held, marks, rank, self._source(rank, last))
+        y = queries_back(part[0], kept["q"].dtype)
+        return y, {**kept, "y": y, "lse": part[1]}
+
+    def backward(
+        self, sight: Sight, kept: Kept, ahead: Ahead, marks: Marks, dy: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array, Ahead]:
+        q, k, v = heads_first(kept["q"], kept["k"], kept["v"])
+        y, dy = (heads_first(x, kept["k"], kept["v"])[0] for x in (kept["y"], dy))
+        every = of_all(kept, y, dy)
+        rank, last = jax.lax.axis_index(AXIS), hops(sight)
+        own = sight.visit_backward(q, k, v, marks, rank, rank, **every)
+        more, dahead = self.begun_backward(sight, q, ahead, every)
+
+        def step(carry: Any, t: Any):
+            dq, held, given = carry
+            after = self.turn(held)
+            found = sight.visit_backward(q, *held, marks, rank, self._source(rank, t), **every)
+            given = tuple(a + b for a, b in zip(given, found[1:], strict=True))
+            return (dq + found[0], after, self.turn(given)), None
+
+        dq, dk, dv = own[0] + more, *own[1:]
+        if last:
+            given = tuple(jnp.zeros(x.shape, wide(x.dtype)) for x in (k, v))
+            carry = (dq, self.turn((k, v)), given)
+            if last > 1:
+                carry, _ = jax.lax.scan(step, carry, jnp.arange(1, last))
+            dq, held, given = carry
+            found = sight.visit_backward(q, *held, marks, rank, self._source(rank, last), **every)
+            given = tuple(a + b for a, b in zip(given, found[1:], strict=True))
+            home = self.turn(given, by=-last)  # a device's own gradients never left it
+            dq, dk, dv = dq + found[0], dk + home[0], dv + home[1]
+        return *grads_back((dq, dk, dv), kept), dahead
+
+    def traffic(self, layer: Softmax | Recurrent) -> Traffic:
+        assert isinstance(layer, Softmax)
+        sight = self.sight(layer.length, scale=1.0, band=layer.band, causal=layer.causal)
+        return self.ring_traffic(layer, hops=hops(sight))
+
+    def ring_traffic(self, layer: Softmax, *, hops: int) -> Traffic:
+        rows, kv_heads = self.share(layer.rows, layer.kv_heads)
+        pair = 2 * rows * (layer.length // self.ways) * kv_heads * layer.per_head
+        forward = hops * pair * layer.item
+        more = self.ahead_bytes(layer)
+        return Traffic(forward, forward + hops * pair * layer.wide + more)
+
+    def turn(self, held: Any, by: int = 1) -> Any:
+        """To the device `by` places on."""
+        ring = [(i, (i + by) % self.ways) for i in range(self.ways)]
+        return jax.tree.map(lambda x: jax.lax.ppermute(x, AXIS, ring), held)
+
+    def _source(self, rank: jax.Array, t: Any) -> jax.Array:
+        """Whose block is here after `t` hops."""
+        return jnp.mod(rank - t, self.ways)
+
+
+def hops(sight: Sight) -> int:
+    """How far a block must go: to the last device of which a query may see it."""
+    rank = np.arange(sight.blocks)
+    wanted = [some(sight)[rank, :, rank - t].any() for t in range(sight.blocks)]
+    return int(np.max(np.nonzero(wanted)[0]))

@@ -1,0 +1,123 @@
+"""How do the devices of a run share its sequences: by which scheme, and how is a batch laid out for
+it?
+
+The text is shifted, weighed and numbered by document before it is laid out, and every array of a
+batch is laid out alike, so that a loss is the same sum in another order. Rows whose length does not
+divide are filled up with places of a document of their own that weigh nothing.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+from jax.sharding import Mesh
+
+from model.decoder import Model
+from parallelism.errors import InputError
+from parallelism.sequence import AUTO, AXIS, NONE, Scheme, names, resolve
+from train.spec import RunSpec
+
+# What auto takes: the first that computes every mixer. Ulysses moves least where heads divide;
+# zigzag is balanced where they do not; LASP-2 takes the recurrent mixers. The cost model knows more.
+PREFERRED = ("ulysses", "zigzag", "lasp2")
+OUTSIDE = -1  # the document of places that are no text
+
+
+def scheme_name(spec: RunSpec) -> str:
+    """The scheme that a run uses; `none` where nothing is shared."""
+    asked = spec.execution.sequence
+    if spec.execution.mesh.sequence == 1:
+        return NONE
+    if asked != AUTO:
+        return asked
+    for name in PREFERRED:
+        if name in names() and _refusal(spec, name) is None:
+            return name
+    return NONE
+
+
+def _refusal(spec: RunSpec, name: str) -> InputError | None:
+    """Why a scheme cannot compute a model on a mesh, if it cannot."""
+    made, model, mesh = resolve(name), spec.model, spec.execution.mesh
+    kinds = {}
+    for block in model.blocks:
+        mixer, ffn = block.mixer, block.ffn
+        if mixer is not None and mixer.sequence_form not in made.forms:
+            said = f"this scheme does not compute {mixer.kind} mixers; write {NONE}"
+            able = [n for n in names() if mixer.sequence_form in resolve(n).forms]
+            return InputError("execution.sequence", name, ", ".join([said, *able]))
+        if ffn is not None and ffn.reads_order and made.permutes:
+            said = (
+                f"a {ffn.kind} layer with a capacity drops tokens by their order, which this "
+                f"scheme changes; write {NONE}, ring or ulysses, or capacity null in the layer"
+            )
+            return InputError("execution.sequence", name, said)
+        if mixer is not None:
+            kinds[mixer] = None
+    try:
+        for mixer in kinds:
+            sizes = mixer.sizes(model.shared_sizes)
+            if "J" in sizes:
+                made.check_heads(sizes["H"], sizes["J"], mesh=mesh, what=mixer.kind)
+    except InputError as error:
+        return error
+    return None
+
+
+def laid_out_length(spec: RunSpec) -> int:
+    """Places of a row: its tokens, and what fills it up."""
+    name, length = scheme_name(spec), spec.data.seq_len
+    if name == NONE:
+        return length
+    multiple = resolve(name).parts * spec.execution.mesh.sequence
+    return -(-length // multiple) * multiple
+
+
+def scheme(spec: RunSpec, model: Model, mesh: Mesh) -> Scheme | None:
+    """The run's scheme, checked; None where the compiler places the collectives. Raises InputError
+    for a model or a length that it cannot share.
+    """
+    name, length, ways = scheme_name(spec), spec.data.seq_len, mesh.shape[AXIS]
+    if name == NONE:
+        if length % ways:
+            raise InputError(
+                f"execution.mesh.{AXIS}",
+                ways,
+                f"does not divide data.seq_len {length}; write a divisor of it, or an "
+                f"execution.sequence that fills rows up, such as ring",
+            )
+        return None
+    if error := _refusal(spec, name):
+        raise error
+    if laid_out_length(spec) != length and (model.aux or _counts(model)):
+        multiple = laid_out_length(spec) - length
+        raise InputError(
+            "data.seq_len",
+            length,
+            f"the layers of this model take statistics over all places of a row, and {name} on "
+            f"{ways} devices would fill it up with {multiple} that are no text; write "
+            f"{length + multiple}",
+        )
+    return resolve(name)(mesh)
+
+
+def _counts(model: Model) -> bool:
+    return any(d.update is not None for d in model.declarations.values())
+
+
+def laid_out(spec: RunSpec, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A batch in the order of the run's scheme: every array whose name ends with a T among its
+    dims.
+    """
+    name, length = scheme_name(spec), laid_out_length(spec)
+    if name == NONE:
+        return dict(batch)
+    order = resolve(name).order(length, ways=spec.execution.mesh.sequence)
+    out = {}
+    for key, value in batch.items():
+        axis = key.rpartition("_")[2].find("T")
+        if axis >= 0:
+            filled = [(0, length - value.shape[axis] if i == axis else 0) for i in range(value.ndim)]
+            outside = OUTSIDE if key == "segments_BT" else 0
+            value = np.pad(value, filled, constant_values=outside).take(order, axis=axis)
+        out[key] = value
+    return out
