@@ -8,7 +8,6 @@ which does).
 
 import importlib
 import sys
-from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
@@ -18,73 +17,13 @@ from pydantic import BeforeValidator, Field, PlainSerializer, TypeAdapter, Valid
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 
+from model.layer_spec import LayerSpec as LayerSpec
+from model.layer_spec import base_sizes as base_sizes
 from model.series_spec import SeriesSpec
 from model.spec_checks import DEEPEST, LONGEST, WIDEST, check
 from parallelism.axes import SPEC
 from parallelism.errors import nearest
 
-
-@dataclass(frozen=True, kw_only=True, config=SPEC)
-class LayerSpec:
-    """Abstract: a layer's own knobs, without the sizes it shares with the rest of the model."""
-
-    kind: str
-
-    def sizes(self, shared: Mapping[str, int]) -> dict[str, int]:
-        """Sizes of the axes this layer adds, by letter; raises ValueError when they cannot be."""
-        raise NotImplementedError
-
-    @property
-    def publishes(self) -> tuple[str, ...]:
-        """Names of arrays this layer gives to every layer after it, as aux `share/NAME`."""
-        return ()
-
-    @property
-    def bidirectional(self) -> bool:
-        """Whether it lets positions of `ctx.prefix_BT` see one another whatever their order."""
-        return False
-
-    @property
-    def sees_later(self) -> bool:
-        """Whether every position sees later ones, whatever the model is made for."""
-        return False
-
-    @property
-    def sequence_form(self) -> str | None:
-        """What a mixer hands to `ctx.sequence` where devices share a sequence: a form named in
-        `parallelism.sequence`. None: it has none, and only the compiler can split it.
-        """
-        return None
-
-    @property
-    def reads_order(self) -> bool:
-        """Whether a feed-forward layer treats a position by where it lies in the batch."""
-        return False
-
-    @property
-    def replaces_stream(self) -> bool:
-        """Whether a feed-forward layer's output is the block's, in place of the stream plus it."""
-        return False
-
-    @property
-    def penalties(self) -> Mapping[str, str]:
-        """Losses of its own, as aux `loss/NAME`: the name to the field that holds its weight.
-
-        The weight is a hyper-parameter: it enters the compiled step as data.
-        """
-        return {}
-
-    @property
-    def takes_prefix(self) -> bool:
-        """Whether its positions see the `model.streams.prefix` of their parallel stream, by which
-        alone streams differ.
-        """
-        return False
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        """Names of such arrays that it needs, from `ctx.shared`."""
-        return ()
 
 
 def resolve(kind: str, *, room: str) -> Any:

@@ -21,6 +21,7 @@ MASKED = -1e30  # finite: -inf - (-inf) is NaN
 
 Marks = Mapping[str, jax.Array]  # (B, whole T) integers or booleans of every place, by name
 Part = tuple[jax.Array, jax.Array]  # y (B, J, G, T, K), lse (B, J, G, T)
+Pair = tuple[jax.Array, jax.Array]  # keys and values (B, J, S, K)
 Grads = tuple[jax.Array, jax.Array, jax.Array]  # of queries, keys, values
 
 
@@ -164,25 +165,18 @@ class Sight:
         return begin_BT[:, order]
 
     def visit(
-        self,
-        part: Part,
-        q: jax.Array,
-        k: jax.Array,
-        v: jax.Array,
-        marks: Marks,
-        query: Any,
-        key: Any,
+        self, part: Part, q: jax.Array, held: Pair, marks: Marks, query: Any, key: Any
     ) -> Part:
         """`part` of a block of queries, joined with that of a block of keys; halves of which none
         is seen are not computed.
         """
-        y, lse = part
+        (y, lse), (k, v) = part, held
         out = []
         for i, (low, high) in enumerate(self.halves):
-            held = (y[..., low:high, :], lse[..., low:high])
+            mine = (y[..., low:high, :], lse[..., low:high])
             for j, (first, last) in enumerate(self.halves):
 
-                def more(held: Part, low=low, high=high, first=first, last=last) -> Part:
+                def more(mine: Part, low=low, high=high, first=first, last=last) -> Part:
                     seen = self.seen(marks, query, (low, high), key, (first, last))
                     new = attend(
                         q[..., low:high, :],
@@ -191,10 +185,10 @@ class Sight:
                         seen,
                         scale=self.scale,
                     )
-                    return join(held, new)
+                    return join(mine, new)
 
-                held = self._if_any(query, i, key, j, more, held)
-            out.append(held)
+                mine = self._if_any(query, i, key, j, more, mine)
+            out.append(mine)
         return (
             jnp.concatenate([y for y, _ in out], axis=-2),
             jnp.concatenate([lse for _, lse in out], axis=-1),
@@ -203,8 +197,7 @@ class Sight:
     def visit_backward(
         self,
         q: jax.Array,
-        k: jax.Array,
-        v: jax.Array,
+        held: Pair,
         marks: Marks,
         query: Any,
         key: Any,
@@ -214,6 +207,7 @@ class Sight:
         dlse: jax.Array,
     ) -> Grads:
         """Gradients, float32 or wider, of a block of queries through a block of keys."""
+        k, v = held
         kind = wide(q.dtype)
         grads = tuple(jnp.zeros(x.shape, kind) for x in (q, k, v))
         for i, (low, high) in enumerate(self.halves):

@@ -103,7 +103,8 @@ class SoftmaxScheme(Scheme):
         """The part of the learned keys ahead of the first position, if there are any."""
         if ahead is None:
             return nothing(q_BJGTK)
-        return attend(q_BJGTK, *(x.swapaxes(1, 2) for x in ahead), None, scale=sight.scale)
+        k_BJSK, v_BJSK = (x.swapaxes(1, 2) for x in ahead)
+        return attend(q_BJGTK, k_BJSK, v_BJSK, None, scale=sight.scale)
 
     def begun_backward(
         self, sight: Sight, q_BJGTK: jax.Array, ahead: Ahead, every: Mapping[str, jax.Array]
@@ -111,8 +112,8 @@ class SoftmaxScheme(Scheme):
         """The gradient of queries through those keys, and of the keys: a sum over devices."""
         if ahead is None:
             return jnp.zeros(q_BJGTK.shape, wide(q_BJGTK.dtype)), None
-        keys = (x.swapaxes(1, 2) for x in ahead)
-        dq, dk, dv = attend_backward(q_BJGTK, *keys, None, scale=sight.scale, **every)
+        k_BJSK, v_BJSK = (x.swapaxes(1, 2) for x in ahead)
+        dq, dk, dv = attend_backward(q_BJGTK, k_BJSK, v_BJSK, None, scale=sight.scale, **every)
         dk, dv = jax.lax.psum((dk, dv), AXIS)
         return dq, (keys_back(dk, ahead[0].dtype), keys_back(dv, ahead[1].dtype))
 

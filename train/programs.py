@@ -51,8 +51,8 @@ class Programs:
 
 
 def resolved_execution(spec: RunSpec) -> dict[str, str]:
-    """What `auto` means for this spec on this platform: float32 and unrolled layers on CPU, bfloat16
-    and scanned elsewhere.
+    """What `auto` means for this spec on this platform: float32 and unrolled layers on CPU,
+    bfloat16 and scanned elsewhere.
     """
     cpu = jax.default_backend() == "cpu"
     dtype, layers = spec.execution.compute_dtype, spec.execution.layers

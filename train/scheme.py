@@ -16,8 +16,8 @@ from parallelism.errors import InputError
 from parallelism.sequence import AUTO, AXIS, NONE, Scheme, names, resolve
 from train.spec import RunSpec
 
-# What auto takes: the first that computes every mixer. Ulysses moves least where heads divide;
-# zigzag is balanced where they do not; LASP-2 takes the recurrent mixers. The cost model knows more.
+# What auto takes: the first that computes every mixer. Ulysses moves least where heads divide,
+# zigzag is balanced where they do not, LASP-2 takes the recurrent mixers.
 PREFERRED = ("ulysses", "zigzag", "lasp2")
 OUTSIDE = -1  # the document of places that are no text
 
@@ -116,7 +116,8 @@ def laid_out(spec: RunSpec, batch: Mapping[str, np.ndarray]) -> dict[str, np.nda
     for key, value in batch.items():
         axis = key.rpartition("_")[2].find("T")
         if axis >= 0:
-            filled = [(0, length - value.shape[axis] if i == axis else 0) for i in range(value.ndim)]
+            more = length - value.shape[axis]
+            filled = [(0, more if i == axis else 0) for i in range(value.ndim)]
             outside = OUTSIDE if key == "segments_BT" else 0
             value = np.pad(value, filled, constant_values=outside).take(order, axis=axis)
         out[key] = value

@@ -26,8 +26,9 @@ def placer(
 ) -> tuple[Callable[[Mapping[str, np.ndarray]], dict[str, jax.Array]], dict[str, int]]:
     """(this process's rows of a batch -> the global batch on the mesh, which rows those are).
 
-    The order is that of the run's sequence scheme. A process reads only its own rows where its devices hold exactly those; on a mesh whose replicas
-    span processes every process reads the whole batch and places the shards it holds.
+    The order is that of the run's sequence scheme. A process reads only its own rows where its
+    devices hold exactly those; on a mesh whose replicas span processes every process reads the
+    whole batch and places the shards it holds.
     """
     place, share = _placer(mesh, spec)
     return lambda batch: place(laid_out(spec, batch)), share

@@ -45,7 +45,8 @@ def forward(
     number a part), then the layers' aux.
 
     With a `sequence` scheme the batch is laid out in its order; `filled` where rows end with places
-    that are no text. `progress` is the fraction of the run that is done, None for the model as it will be used.
+    that are no text. `progress` is the fraction of the run that is done, None for the model as it
+    will be used.
     """
     inputs_BT = batch[model.spec.inputs]
     segments_BT = batch["segments_BT"] if isolate else None

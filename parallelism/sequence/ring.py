@@ -26,18 +26,18 @@ class Scheme(SoftmaxScheme):
         kept = {"q": q, "k": k, "v": v}
         q, k, v = heads_first(q, k, v)
         rank, last = jax.lax.axis_index(AXIS), hops(sight)
-        part = sight.visit(self.begun(sight, q, ahead), q, k, v, marks, rank, rank)
+        part = sight.visit(self.begun(sight, q, ahead), q, (k, v), marks, rank, rank)
 
         def step(carry: Any, t: jax.Array):
             part, held = carry
             after = self.turn(held)  # while the block that is here is worked on
-            return (sight.visit(part, q, *held, marks, rank, self._source(rank, t)), after), None
+            return (sight.visit(part, q, held, marks, rank, self._source(rank, t)), after), None
 
         if last:
             held = self.turn((k, v))
             if last > 1:
                 (part, held), _ = jax.lax.scan(step, (part, held), jnp.arange(1, last))
-            part = sight.visit(part, q, *held, marks, rank, self._source(rank, last))
+            part = sight.visit(part, q, held, marks, rank, self._source(rank, last))
         y = queries_back(part[0], kept["q"].dtype)
         return y, {**kept, "y": y, "lse": part[1]}
 
@@ -48,13 +48,13 @@ class Scheme(SoftmaxScheme):
         y, dy = (heads_first(x, kept["k"], kept["v"])[0] for x in (kept["y"], dy))
         every = of_all(kept, y, dy)
         rank, last = jax.lax.axis_index(AXIS), hops(sight)
-        own = sight.visit_backward(q, k, v, marks, rank, rank, **every)
+        own = sight.visit_backward(q, (k, v), marks, rank, rank, **every)
         more, dahead = self.begun_backward(sight, q, ahead, every)
 
         def step(carry: Any, t: Any):
             dq, held, given = carry
             after = self.turn(held)
-            found = sight.visit_backward(q, *held, marks, rank, self._source(rank, t), **every)
+            found = sight.visit_backward(q, held, marks, rank, self._source(rank, t), **every)
             given = tuple(a + b for a, b in zip(given, found[1:], strict=True))
             return (dq + found[0], after, self.turn(given)), None
 
@@ -65,7 +65,7 @@ class Scheme(SoftmaxScheme):
             if last > 1:
                 carry, _ = jax.lax.scan(step, carry, jnp.arange(1, last))
             dq, held, given = carry
-            found = sight.visit_backward(q, *held, marks, rank, self._source(rank, last), **every)
+            found = sight.visit_backward(q, held, marks, rank, self._source(rank, last), **every)
             given = tuple(a + b for a, b in zip(given, found[1:], strict=True))
             home = self.turn(given, by=-last)  # a device's own gradients never left it
             dq, dk, dv = dq + found[0], dk + home[0], dv + home[1]
