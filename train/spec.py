@@ -15,8 +15,9 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 
 from model.spec import ModelSpec
-from parallelism.axes import SPEC, MeshSpec
-from parallelism.errors import InputError, nearest
+from parallelism.axes import SPEC
+from parallelism.errors import InputError
+from train.execution_spec import ExecutionSpec as ExecutionSpec
 from train.migration import fill, strip
 from train.spec_error import input_error
 from train.start_spec import StartSpec
@@ -177,32 +178,6 @@ class EvaluationSpec:
 
     every: int | None = Field(default=None, ge=1)
     tokens: int = Field(default=262_144, ge=1)
-
-
-@dataclass(frozen=True, kw_only=True, config=SPEC)
-class ExecutionSpec:
-    """How it is run: nothing here changes the science, all of it is recorded."""
-
-    mesh: MeshSpec = Field(default_factory=MeshSpec)
-    sequence: str = "auto"  # how devices share a sequence: a file of parallelism/sequence, or none
-    compute_dtype: Literal["auto", "float32", "bfloat16"] = (
-        "auto"  # auto: float32 on CPU, bfloat16 elsewhere
-    )
-    layers: Literal["scan", "unroll", "auto"] = "auto"  # auto: unroll on CPU, scan elsewhere
-    remat: Literal["none", "full", "dots"] = "none"
-    accumulate: int = Field(default=1, ge=1)  # micro-batches of one step
-    checkpoint_every: int = Field(default=1000, ge=1)  # steps
-    keep_checkpoints: int = Field(default=2, ge=1)
-    log_every: int = Field(default=50, ge=1)  # steps
-
-    def __post_init__(self):
-        from parallelism import sequence  # which imports jax
-
-        known = (sequence.NONE, sequence.AUTO, *sequence.names())
-        if self.sequence not in known:
-            raise ValueError(
-                f"{self.sequence} is no way to share a sequence; {nearest(self.sequence, known)}"
-            )
 
 
 @dataclass(frozen=True, kw_only=True, config=SPEC)

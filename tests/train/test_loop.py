@@ -32,7 +32,11 @@ def test_a_run_leaves_the_directory_of_the_contract(root: Path, corpus: SourceSp
     assert run.counts["tokens_planned"] == 128 * STEPS
     assert {"total", "non_embedding", "active"} <= set(run.counts["params"])
     assert run.env["devices"]["count"] == 8 and run.env["versions"]["jax"]
-    assert run.env["resolved"] == {"compute_dtype": "float32", "layers": "unroll"}
+    assert run.env["resolved"] == {
+        "compute_dtype": "float32",
+        "layers": "unroll",
+        "sequence": "none",
+    }
     last = run.metrics()[-1]
     assert last["flops"] == last["tokens"] * run.counts["flops_per_token"]["causal_attn"]
     # bytes: one token a byte, so bits are nats over ln 2

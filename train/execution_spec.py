@@ -1,0 +1,35 @@
+"""How is a run run, as a value? Nothing here changes the science: it is recorded, and not hashed."""
+
+from typing import Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from parallelism.axes import SPEC, MeshSpec
+from parallelism.errors import nearest
+
+
+@dataclass(frozen=True, kw_only=True, config=SPEC)
+class ExecutionSpec:
+    """How it is run: nothing here changes the science, all of it is recorded."""
+
+    mesh: MeshSpec = Field(default_factory=MeshSpec)
+    sequence: str = "auto"  # how devices share a sequence: a file of parallelism/sequence, or none
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = (
+        "auto"  # auto: float32 on CPU, bfloat16 elsewhere
+    )
+    layers: Literal["scan", "unroll", "auto"] = "auto"  # auto: unroll on CPU, scan elsewhere
+    remat: Literal["none", "full", "dots"] = "none"
+    accumulate: int = Field(default=1, ge=1)  # micro-batches of one step
+    checkpoint_every: int = Field(default=1000, ge=1)  # steps
+    keep_checkpoints: int = Field(default=2, ge=1)
+    log_every: int = Field(default=50, ge=1)  # steps
+
+    def __post_init__(self):
+        from parallelism import sequence  # which imports jax
+
+        known = (sequence.NONE, sequence.AUTO, *sequence.names())
+        if self.sequence not in known:
+            raise ValueError(
+                f"{self.sequence} is no way to share a sequence; {nearest(self.sequence, known)}"
+            )
