@@ -25,7 +25,6 @@ from parallelism.axes import SPEC
 from parallelism.errors import nearest
 
 
-
 def resolve(kind: str, *, room: str) -> Any:
     """The module of a layer kind: `model.<room>.<kind>`, or a module of the user's own."""
     kinds = layer_kinds(room)

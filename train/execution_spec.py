@@ -1,4 +1,4 @@
-"""How is a run run, as a value? Nothing here changes the science: it is recorded, and not hashed."""
+"""How is a run run, as a value? Nothing here changes the science: it is recorded, not hashed."""
 
 from typing import Literal
 

@@ -38,6 +38,9 @@ def scheme_name(spec: RunSpec) -> str:
 def _refusal(spec: RunSpec, name: str) -> InputError | None:
     """Why a scheme cannot compute a model on a mesh, if it cannot."""
     made, model, mesh = resolve(name), spec.model, spec.execution.mesh
+    if model.encoder is not None:  # two sequences, of which a target reads the whole source
+        said = f"this scheme shares one sequence, and an encoder reads another; write {NONE}"
+        return InputError("execution.sequence", name, said)
     kinds = {}
     for block in model.blocks:
         mixer, ffn = block.mixer, block.ffn
