@@ -38,13 +38,13 @@ def attend(
     scale: float,
 ) -> Part:
     """The part of these keys; 0 and MASKED for a query that sees none of them."""
-    score_BJGTS = scale * _product("bjgtk,bjsk->bjgts", q_BJGTK, k_BJSK)
-    peak_BJGT1 = jnp.max(_where(seen_BTS, score_BJGTS, MASKED), axis=-1, keepdims=True)
-    weight_BJGTS = _where(seen_BTS, jnp.exp(jnp.minimum(score_BJGTS - peak_BJGT1, 0.0)), 0.0)
+    score_BJGTS = scale * product("bjgtk,bjsk->bjgts", q_BJGTK, k_BJSK)
+    peak_BJGT1 = jnp.max(where(seen_BTS, score_BJGTS, MASKED), axis=-1, keepdims=True)
+    weight_BJGTS = where(seen_BTS, jnp.exp(jnp.minimum(score_BJGTS - peak_BJGT1, 0.0)), 0.0)
     total_BJGT1 = jnp.sum(weight_BJGTS, axis=-1, keepdims=True)
     some_BJGT1 = total_BJGT1 > 0
     total_BJGT1 = jnp.where(some_BJGT1, total_BJGT1, 1.0)
-    y_BJGTK = _product("bjgts,bjsk->bjgtk", weight_BJGTS.astype(v_BJSK.dtype), v_BJSK)
+    y_BJGTK = product("bjgts,bjsk->bjgtk", weight_BJGTS.astype(v_BJSK.dtype), v_BJSK)
     lse_BJGT1 = jnp.where(some_BJGT1, peak_BJGT1 + jnp.log(total_BJGT1), MASKED)
     return y_BJGTK / total_BJGT1, lse_BJGT1[..., 0]
 
@@ -80,15 +80,15 @@ def attend_backward(
     `dy` (B, J, G, T, K), `lse` and `dlse` (B, J, G, T).
     """
     dtype = q_BJGTK.dtype
-    score_BJGTS = scale * _product("bjgtk,bjsk->bjgts", q_BJGTK, k_BJSK)
+    score_BJGTS = scale * product("bjgtk,bjsk->bjgts", q_BJGTK, k_BJSK)
     # a score that is not seen may lie above lse: it must not overflow before it is dropped
-    weight_BJGTS = _where(seen_BTS, jnp.exp(jnp.minimum(score_BJGTS - lse[..., None], 0.0)), 0.0)
-    dweight_BJGTS = _product("bjgtk,bjsk->bjgts", dy, v_BJSK)
+    weight_BJGTS = where(seen_BTS, jnp.exp(jnp.minimum(score_BJGTS - lse[..., None], 0.0)), 0.0)
+    dweight_BJGTS = product("bjgtk,bjsk->bjgts", dy, v_BJSK)
     dscore_BJGTS = (scale * weight_BJGTS * (dweight_BJGTS - dlse[..., None])).astype(dtype)
     return (
-        _product("bjgts,bjsk->bjgtk", dscore_BJGTS, k_BJSK),
-        _product("bjgts,bjgtk->bjsk", dscore_BJGTS, q_BJGTK),
-        _product("bjgts,bjgtk->bjsk", weight_BJGTS.astype(dtype), dy),
+        product("bjgts,bjsk->bjgtk", dscore_BJGTS, k_BJSK),
+        product("bjgts,bjgtk->bjsk", dscore_BJGTS, q_BJGTK),
+        product("bjgts,bjgtk->bjsk", weight_BJGTS.astype(dtype), dy),
     )
 
 
@@ -234,6 +234,43 @@ class Sight:
                 grads = self._if_any(query, i, key, j, more, grads)
         return grads  # pyright: ignore[reportReturnType]
 
+    def visit_all(self, part: Part, q: jax.Array, held: Pair, marks: Marks, query: Any) -> Part:
+        """`part` joined with that of every block of keys, which are all here: (B, J, T, K)."""
+
+        def step(part: Part, one: Any):
+            key, held = one
+            return self.visit(part, q, held, marks, query, key), None
+
+        return jax.lax.scan(step, part, (jnp.arange(self.blocks), self.by_block(held)))[0]
+
+    def visit_all_backward(
+        self, q: jax.Array, held: Pair, marks: Marks, query: Any, **every: jax.Array
+    ) -> Grads:
+        """Gradients of a block of queries, and of all keys by block: (block, B, J, S, K)."""
+
+        def step(dq: jax.Array, one: Any):
+            key, held = one
+            found = self.visit_backward(q, held, marks, query, key, **every)
+            return dq + found[0], found[1:]
+
+        zero = jnp.zeros(q.shape, wide(q.dtype))
+        dq, (dk, dv) = jax.lax.scan(step, zero, (jnp.arange(self.blocks), self.by_block(held)))
+        return dq, dk, dv
+
+    def by_block(self, arrays: Any) -> Any:
+        """(..., T, K) -> (block, ..., T of a block, K)."""
+
+        def one(x: jax.Array) -> jax.Array:
+            x = x.reshape(*x.shape[:-2], self.blocks, self.length, x.shape[-1])
+            return jnp.moveaxis(x, -3, 0)
+
+        return jax.tree.map(one, arrays)
+
+    def whole(self, x: jax.Array) -> jax.Array:
+        """(block, ..., T of a block, K) -> (..., T, K)."""
+        x = jnp.moveaxis(x, 0, -3)
+        return x.reshape(*x.shape[:-3], -1, x.shape[-1])
+
     def _if_any(self, query: Any, i: int, key: Any, j: int, more: Any, held: Any) -> Any:
         """`more(held)` where any query of the half sees any key of the other, `held` elsewhere."""
         if query is key:  # a block against itself: the same halves on every device
@@ -286,10 +323,10 @@ def keys_back(k_BJSK: jax.Array, dtype: Any) -> jax.Array:
     return k_BJSK.swapaxes(1, 2).astype(dtype)
 
 
-def _where(seen_BTS: jax.Array | None, x_BJGTS: jax.Array, other: float) -> jax.Array:
+def where(seen_BTS: jax.Array | None, x_BJGTS: jax.Array, other: float) -> jax.Array:
     return x_BJGTS if seen_BTS is None else jnp.where(seen_BTS[:, None, None], x_BJGTS, other)
 
 
-def _product(formula: str, a: jax.Array, b: jax.Array) -> jax.Array:
+def product(formula: str, a: jax.Array, b: jax.Array) -> jax.Array:
     kind = wide(jnp.promote_types(a.dtype, b.dtype))
     return jnp.einsum(formula, a, b, preferred_element_type=kind)

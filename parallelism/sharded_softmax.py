@@ -29,7 +29,7 @@ from parallelism.blockwise import (
 from parallelism.sequence import AXIS, Band, Scheme, Softmax
 
 Ahead = tuple[jax.Array, jax.Array] | None  # keys and values (B, S, J, K)
-Kept = Mapping[str, jax.Array]  # between the passes
+Kept = Mapping[str, Any]  # between the passes
 
 
 @dataclass(frozen=True)
@@ -107,14 +107,23 @@ class SoftmaxScheme(Scheme):
         return attend(q_BJGTK, k_BJSK, v_BJSK, None, scale=sight.scale)
 
     def begun_backward(
-        self, sight: Sight, q_BJGTK: jax.Array, ahead: Ahead, every: Mapping[str, jax.Array]
+        self,
+        sight: Sight,
+        q_BJGTK: jax.Array,
+        ahead: Ahead,
+        every: Mapping[str, jax.Array],
+        *,
+        shared: bool = True,
     ) -> tuple[jax.Array, Ahead]:
-        """The gradient of queries through those keys, and of the keys: a sum over devices."""
+        """The gradient of queries through those keys, and of the keys: a sum over the devices that
+        share them.
+        """
         if ahead is None:
             return jnp.zeros(q_BJGTK.shape, wide(q_BJGTK.dtype)), None
         k_BJSK, v_BJSK = (x.swapaxes(1, 2) for x in ahead)
         dq, dk, dv = attend_backward(q_BJGTK, k_BJSK, v_BJSK, None, scale=sight.scale, **every)
-        dk, dv = jax.lax.psum((dk, dv), AXIS)
+        if shared:
+            dk, dv = jax.lax.psum((dk, dv), AXIS)
         return dq, (keys_back(dk, ahead[0].dtype), keys_back(dv, ahead[1].dtype))
 
 
