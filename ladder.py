@@ -52,7 +52,10 @@ def show(args: argparse.Namespace) -> int:
     if args.model is None:
         raise InputError("ladder show", "no name", "name an architecture, or write --list")
     spec = _spec(args.model, args.set)
-    shown = describe(spec.model, seq_len=spec.data.seq_len, mesh=spec.execution.mesh)
+    source_len = spec.data.source_length
+    shown = describe(
+        spec.model, seq_len=spec.data.seq_len, source_len=source_len, mesh=spec.execution.mesh
+    )
     return _out(args, shown.to_json(), shown.text())
 
 

@@ -14,9 +14,9 @@ import jax
 import numpy as np
 
 from benchmarks.zoo_plan import Zoo
-from model.count import count
 from parallelism.place import batch_sharding, replicated
 from sweeps.plan import Plan
+from train.counted import counted
 from train.environment import environment
 from train.programs import programs, shape_key, use_cache
 from train.record import read_json, write_json
@@ -77,7 +77,7 @@ def _measured(spec: RunSpec, root: Path) -> dict[str, Any]:
         jax.block_until_ready((state, loss))
         seconds.append(time.perf_counter() - began)
     memory = ready.step.memory_analysis()
-    counts = count(spec.model, seq_len=spec.data.seq_len)
+    counts = counted(spec)
     return {
         "arch": spec.model.arch,
         "d_model": spec.model.d_model,

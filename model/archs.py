@@ -17,7 +17,15 @@ from typing import Any
 from pydantic import ValidationError
 
 from model.pattern import unit
-from model.spec import BlockSpec, ModelSpec, Parametrisation, StreamsSpec, resolve, users_module
+from model.spec import (
+    BlockSpec,
+    EncoderSpec,
+    ModelSpec,
+    Parametrisation,
+    StreamsSpec,
+    resolve,
+    users_module,
+)
 from parallelism.errors import InputError, nearest
 
 ASPECT = 64  # width per layer of the default shape rule (nanochat's dial); at least two layers
@@ -125,6 +133,30 @@ def span_mixture(d_model: int = 128) -> ModelSpec:
     was not at hand, and is set in the objective.
     """
     return replace(dense(d_model), arch="span_mixture", objective="span_mixture", vocab=256 + 32)
+
+
+def encoder_decoder(d_model: int = 128) -> ModelSpec:
+    """The translation models of Ghorbani et al. 2021: LayerNorm ahead of every layer, GELU of four
+    times the width, one table of tokens for both sides; as many encoder as decoder layers, which
+    `model.encoder.n_layers` and `model.n_layers` set apart. Layers have 4 D^2 + 2 D F and
+    8 D^2 + 2 D F weights. Trained on pairs, by train/objectives/translation.py.
+
+    Differs: learned positions up to 1024 and no biases, where the paper's settings were not at
+    hand; muP; an untied readout.
+    """
+    mixer, ffn = _mixer("attention", d_head=_d_head(d_model), rotary_theta=None), _ffn("gelu")
+    cross = _mixer("cross_attention", d_head=_d_head(d_model))
+    return ModelSpec(
+        arch="encoder_decoder",
+        objective="translation",
+        d_model=d_model,
+        n_layers=depth(d_model),
+        repeat=(BlockSpec(mixer=mixer, cross=cross, ffn=ffn),),
+        encoder=EncoderSpec(n_layers=depth(d_model), repeat=(BlockSpec(mixer=mixer, ffn=ffn),)),
+        norm="layernorm",
+        learned_positions=1024,
+        parametrisation=Parametrisation(output_multiplier=4.0, base_d_head=16),
+    )
 
 
 def linear(d_model: int = 128) -> ModelSpec:

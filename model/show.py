@@ -17,6 +17,7 @@ from parallelism.rules import PARAMETERS
 class Shown:
     spec: ModelSpec
     seq_len: int
+    source_len: int | None
     counts: Counts
     rows: list[dict[str, Any]]
 
@@ -84,19 +85,29 @@ class Shown:
             f"{state['fixed']} fixed"
         )
         totals.append(
-            f"(training FLOPs per token at sequences of {self.seq_len}; lr and wd multiply "
-            f"the run's values)"
+            f"(training FLOPs per token at sequences of {self.seq_len}{self._sources()}; lr and wd "
+            f"multiply the run's values)"
         )
         return "\n".join([head, "", *lines, "", *totals])
 
+    def _sources(self) -> str:
+        encoder = self.spec.encoder
+        if encoder is None:
+            return ""
+        length = self.seq_len if self.source_len is None else self.source_len
+        return f", of the target, with sources of {length} through {encoder.n_layers} layers"
 
-def show(spec: ModelSpec, *, seq_len: int, mesh: MeshSpec | None = None) -> Shown:
-    """Describe a spec at a sequence length, sharded as on `mesh` (every strategy's axes when it is
-    not given).
+
+def show(
+    spec: ModelSpec, *, seq_len: int, source_len: int | None = None, mesh: MeshSpec | None = None
+) -> Shown:
+    """Describe a spec at a sequence length, and that of its sources (None: the same), sharded as on
+    `mesh` (every strategy's axes when it is not given).
     """
     declarations = build(spec).declarations
     sizes = (mesh or MeshSpec()).sizes
     placed = report({p: (d.dims, d.shape) for p, d in declarations.items()}, sizes)
+    share = 1 if source_len is None else source_len / seq_len
     rows = [
         {
             "path": d.path,
@@ -113,11 +124,12 @@ def show(spec: ModelSpec, *, seq_len: int, mesh: MeshSpec | None = None) -> Show
             "lr_multiplier": d.scaling.lr if d.scaling.covered else None,
             "weight_decay_multiplier": d.scaling.weight_decay if d.scaling.covered else None,
             "forward_multiplier": d.scaling.forward if d.scaling.covered else None,
-            "forward_flops": d.forward_flops,
+            "forward_flops": d.forward_flops * (share if d.of_source else 1),
         }
         for d in declarations.values()
     ]
-    return Shown(spec=spec, seq_len=seq_len, counts=count(spec, seq_len=seq_len), rows=rows)
+    counts = count(spec, seq_len=seq_len, source_len=source_len)
+    return Shown(spec=spec, seq_len=seq_len, source_len=source_len, counts=counts, rows=rows)
 
 
 def _multiplier(value: float | None) -> str:

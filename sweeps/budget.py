@@ -12,8 +12,9 @@ import math
 from collections.abc import Callable, Sequence
 
 from model import archs
-from model.count import CONVENTIONS, Counts, count
+from model.count import CONVENTIONS, Counts
 from parallelism.errors import InputError, nearest
+from train.counted import counted
 from train.spec import RunSpec
 
 TOLERANCE = 0.01
@@ -35,7 +36,7 @@ class Family:
 
     def counts(self, width: int) -> Counts:
         spec = self.spec(width)
-        return count(spec.model, seq_len=spec.data.seq_len, remat=spec.execution.remat)
+        return counted(spec)
 
 
 def family(arch: str, spec: Callable[[int], RunSpec] | None = None) -> Family:

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from model.count import CONVENTIONS, count
+from model.count import CONVENTIONS
 from parallelism.errors import InputError
 from sweeps.launch import machine
 from sweeps.launch.schedule import shape_of
 from sweeps.plan import Plan
+from train.counted import counted
 from train.record import RunDir, read_runs
 
 UTILISATION = 0.3  # guess: share of the matrix-product speed that a small training step reaches
@@ -114,7 +115,7 @@ def dry_run(plan: Plan, root: Path, *, flops_per_second: float | None = None) ->
     rows = []
     for run in plan.runs:
         spec = run.spec
-        counts = count(spec.model, seq_len=spec.data.seq_len, remat=spec.execution.remat)
+        counts = counted(spec)
         flops = {name: rate * spec.tokens for name, rate in counts.flops_per_token.items()}
         rate = speed.flops_per_second
         rows.append(

@@ -12,7 +12,6 @@ from typing import Any
 from pydantic import ValidationError
 
 from model import archs
-from model.count import count
 from model.spec import ModelSpec
 from parallelism.errors import InputError
 from sweeps import budget as budgets_
@@ -20,6 +19,7 @@ from sweeps import transfer as transfers
 from sweeps.grid import Cell
 from sweeps.plan import Plan, PlannedRun
 from train import paths
+from train.counted import counted
 from train.spec import RunSpec
 from train.spec_error import input_error
 
@@ -138,7 +138,7 @@ def grid(
 
 def achieved(spec: RunSpec) -> dict[str, float]:
     """Training FLOPs of a run, by convention."""
-    counts = count(spec.model, seq_len=spec.data.seq_len, remat=spec.execution.remat)
+    counts = counted(spec)
     return {name: per_token * spec.tokens for name, per_token in counts.flops_per_token.items()}
 
 
@@ -146,7 +146,7 @@ def _cell(
     spec: RunSpec, target: float, *, convention: str, transfer: str | Mapping[str, Any]
 ) -> tuple[RunSpec, tuple[str, ...]]:
     """The run of a width at a budget: transfer first (it may set the batch), then tokens."""
-    counts = count(spec.model, seq_len=spec.data.seq_len, remat=spec.execution.remat)
+    counts = counted(spec)
     per_token = counts.flops_per_token[convention]
     moved = transfers.transferred(
         transfer, params=counts.params, tokens=target / per_token, base=spec

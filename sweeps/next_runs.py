@@ -12,11 +12,12 @@ from typing import Any
 from analysis.artefact import Fit
 from analysis.proposal import Choice, Design
 from model import archs
-from model.count import CONVENTIONS, count
+from model.count import CONVENTIONS
 from parallelism.errors import InputError
 from sweeps.plan import Plan, PlannedRun
 from sweeps.production import production
 from train import paths
+from train.counted import counted
 from train.record import RunDir
 from train.spec import RunSpec, from_dict, to_dict
 
@@ -62,7 +63,7 @@ def realisable(
             spec = paths.put(dataclasses.replace(base, model=archs.build(family, width)), changed)
         except InputError:  # a size that a setting of the sweep does not fit, a head width say
             continue
-        counts = count(spec.model, seq_len=spec.data.seq_len, remat=spec.execution.remat)
+        counts = counted(spec)
         if counts.params[kind] > most:
             break
         out[float(counts.params[kind])] = float(counts.flops_per_token[convention])

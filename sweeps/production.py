@@ -17,6 +17,7 @@ from parallelism.errors import InputError
 from sweeps.budget import check_convention, whole_tokens
 from sweeps.transfer import BATCH, quantum, transferred
 from train import paths
+from train.counted import counted
 from train.record import write_json
 from train.spec import FORMAT, RunSpec, to_dict
 
@@ -103,7 +104,7 @@ def production(
         raise InputError("--arch", arch, "name the family; this run's model has a label of its own")
     width = _nearest(base, arch, n, kind)
     spec = _resized(base, arch, width)
-    counts = count(spec.model, seq_len=spec.data.seq_len, remat=spec.execution.remat)
+    counts = counted(spec)
     per_token = counts.flops_per_token[convention]
     moved = transferred(transfer, params=counts.params, tokens=flops / per_token, base=spec)
     tokens = whole_tokens(

@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from model.count import count
 from parallelism.errors import InputError
 from parallelism.place import replicated
 from train.batches import training
+from train.counted import counted
 from train.environment import environment
 from train.loop import IN_FLIGHT, Progress, open_text, train
 from train.paths import put
@@ -139,7 +139,7 @@ def bench(spec: RunSpec, *, root: Path, steps: int = 100) -> Bench:
         raise KeyboardInterrupt
     if outcome.status != "done":
         raise InputError("bench", outcome.status, outcome.reason or "lower optim.lr")
-    counts = count(spec.model, seq_len=spec.data.seq_len, remat=spec.execution.remat)
+    counts = counted(spec)
     resolved = resolved_execution(spec)
     return Bench(
         arch=spec.model.arch,

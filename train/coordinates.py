@@ -165,6 +165,8 @@ def _changes(
             positions_BT=positions_BT,
             segments_BT=batch["segments_BT"],
             prefix_BT=batch.get("prefix_BT"),
+            source_BS=batch.get("source_BS"),
+            source_segments_BS=batch.get("source_segments_BS"),
         )
         module = model.module(params)
         stream, _ = module.stream(batch[spec.inputs], ctx, dtype=jnp.float32)

@@ -14,11 +14,11 @@ from typing import Any
 
 import jax
 
-from model.count import count
 from parallelism.errors import InputError
 from parallelism.place import replicated
 from train.batches import held_out, training
 from train.checkpoint import Checkpoints
+from train.counted import counted
 from train.data.pipeline import Data, open_data
 from train.environment import environment
 from train.evaluate import evaluate
@@ -110,7 +110,7 @@ def _train(spec: RunSpec, run: RunDir, *, cache: Path, progress: Report) -> Outc
     data = open_text(spec, cache=cache)
     data = data if base is None else base.onward(data)
     place, share = placer(ready.mesh, spec)
-    counts = count(spec.model, seq_len=spec.data.seq_len, remat=spec.execution.remat)
+    counts = counted(spec)
     flops_per_token = counts.flops_per_token["causal_attn"]
 
     # State

@@ -81,15 +81,18 @@ def shape_key(spec: RunSpec) -> str:
     """Runs with equal keys execute the same programs; only data differs."""
     tree = to_dict(spec)
     del tree["model"]["arch"], tree["model"]["objective"]
-    for part in ("first", "repeat", "last"):  # weights of the layers' own losses are data
-        for block, said in zip(getattr(spec.model, part), tree["model"][part], strict=True):
-            for name, layer in (("mixer", block.mixer), ("ffn", block.ffn)):
+    stacks = [(getattr(spec.model, p), tree["model"][p]) for p in ("first", "repeat", "last")]
+    if spec.model.encoder is not None:
+        stacks.append((spec.model.encoder.repeat, tree["model"]["encoder"]["repeat"]))
+    for blocks, said in stacks:  # weights of the layers' own losses are data
+        for block, one in zip(blocks, said, strict=True):
+            for name, layer in (("mixer", block.mixer), ("cross", block.cross), ("ffn", block.ffn)):
                 for field in layer.penalties.values() if layer is not None else ():
-                    del said[name][field]
+                    del one[name][field]
     execution = {k: tree["execution"][k] for k in ("mesh", "remat", "accumulate")}
     parts = [
         tree["model"],
-        spec.data.seq_len,
+        [spec.data.seq_len, spec.data.source_length],
         spec.data.isolate_documents,
         spec.sequences_per_batch,
         # its other knobs act on the host
@@ -103,7 +106,11 @@ def shape_key(spec: RunSpec) -> str:
 
 def abstract_batch(spec: RunSpec) -> dict[str, jax.ShapeDtypeStruct]:
     """An array's name ends with its dims."""
-    sizes = {"B": spec.sequences_per_batch, "T": laid_out_length(spec)}
+    sizes = {
+        "B": spec.sequences_per_batch,
+        "T": laid_out_length(spec),
+        "S": spec.data.source_length,
+    }
     return {
         name: jax.ShapeDtypeStruct(tuple(sizes[d] for d in name.rpartition("_")[2]), kind)
         for name, kind in spec.objective.batch.items()

@@ -17,9 +17,10 @@ from pydantic_core import PydanticCustomError
 from model.spec import ModelSpec
 from parallelism.axes import SPEC
 from parallelism.errors import InputError
+from train import translation_checks
 from train.execution_spec import ExecutionSpec as ExecutionSpec
 from train.migration import fill, strip
-from train.spec_error import input_error
+from train.spec_error import input_error, no_truth_for_numbers
 from train.start_spec import StartSpec
 
 FORMAT = 1  # of spec.json; a reader refuses newer ones
@@ -38,6 +39,8 @@ ADDED_SINCE_FORMAT_1: dict[str, Any] = {
     "model.first.*.cross": None,
     "model.repeat.*.cross": None,
     "model.last.*.cross": None,
+    "data.sources.*.source_column": None,
+    "data.source_len": None,
     "start": None,
 }
 
@@ -82,12 +85,13 @@ class SourceSpec:
     kind: Literal["stdlib", "text", "jsonl", "parquet", "tokens"] = "stdlib"
     path: str | None = None
     column: str = "text"  # jsonl and parquet
+    source_column: str | None = None  # rows are pairs: `column` is what this one is translated to
     weight: float = Field(default=1.0, gt=0)  # share of rows in a mixture, relative to the others
 
     @property
     def gives(self) -> str:
         """Which kind of rows, as objectives take them."""
-        return "text"
+        return "text" if self.source_column is None else "pairs"
 
     def __post_init__(self):
         if self.kind == "stdlib" and self.path is not None:
@@ -98,11 +102,16 @@ class SourceSpec:
             raise ValueError(
                 f"a {self.kind} source needs a path; write the folder or file of the corpus"
             )
+        if self.source_column is not None and self.kind not in ("jsonl", "parquet"):
+            raise ValueError(
+                f"pairs are two columns of a row, and a {self.kind} source has none; write kind "
+                f"jsonl or parquet, or source_column null"
+            )
 
 
 TEXTS = get_args(get_type_hints(SourceSpec)["kind"])
 # What a text source says and a task has no use for: left over where only the kind was changed.
-_OF_TEXTS = {"path": None, "column": "text"}
+_OF_TEXTS = {"path": None, "column": "text", "source_column": None}
 
 
 def _source(value: Any) -> Any:
@@ -153,13 +162,18 @@ class DataSpec:
     sources: tuple[Source, ...] = Field(default=(SourceSpec(),), min_length=1)
     tokenizer: str = "bytes"  # or the path of a Hugging Face tokenizer.json
     seq_len: int = Field(default=256, ge=2)
+    source_len: int | None = Field(default=None, ge=2)  # of what an encoder reads; None: seq_len
     validation: float = Field(default=0.05, gt=0, lt=1)  # share of documents held out
     isolate_documents: bool = True  # attention does not cross document boundaries
 
     def __post_init__(self):
         for source in self.sources:
             if not isinstance(source, SourceSpec):
-                source.check(self.seq_len)
+                source.check(min(self.seq_len, self.source_length))
+
+    @property
+    def source_length(self) -> int:
+        return self.seq_len if self.source_len is None else self.source_len
 
 
 @dataclass(frozen=True, kw_only=True, config=SPEC)
@@ -204,6 +218,7 @@ class RunSpec:
             objective.check_source(source.gives)
         objective.check(self.model)
         objective.check_length(self.model, data.seq_len)
+        translation_checks.check(self)
         if budget.batch_tokens % data.seq_len:
             below = max(1, budget.batch_tokens // data.seq_len) * data.seq_len
             raise ValueError(
@@ -283,21 +298,8 @@ def from_dict(tree: dict[str, Any], *, source: str = "spec") -> RunSpec:
         spec = _ADAPTER.validate_python(migrate(tree))
     except ValidationError as error:
         raise input_error(error, source=source, root=RunSpec) from None
-    _no_truth_for_numbers(tree, to_dict(spec), "" if source == "spec" else f"{source}: ")
+    no_truth_for_numbers(tree, to_dict(spec), "" if source == "spec" else f"{source}: ")
     return spec
-
-
-def _no_truth_for_numbers(given: Any, read: Any, path: str) -> None:
-    """pydantic reads true as 1; a person who wrote it meant something else."""
-    if isinstance(given, bool) and not isinstance(read, bool):
-        raise InputError(path, json.dumps(given), "write a number")
-    stem = path if not path or path.endswith(": ") else f"{path}."
-    if isinstance(given, dict) and isinstance(read, dict):
-        for key in given:
-            _no_truth_for_numbers(given[key], read.get(key), f"{stem}{key}")
-    elif isinstance(given, list | tuple) and isinstance(read, list):
-        for i, (one, other) in enumerate(zip(given, read, strict=False)):
-            _no_truth_for_numbers(one, other, f"{stem}{i}")
 
 
 def migrate(tree: dict[str, Any], added: dict[str, Any] | None = None) -> dict[str, Any]:

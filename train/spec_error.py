@@ -1,5 +1,6 @@
 """How does a list of validation errors become the one line that a user reads?"""
 
+import json
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, get_type_hints
 
@@ -80,3 +81,16 @@ def _siblings(root: type, path: str) -> list[str]:
             break
         node, prefix = below, f"{prefix}{key}."
     return [f"{prefix}{field.name}" for field in fields(node)]
+
+
+def no_truth_for_numbers(given: Any, read: Any, path: str) -> None:
+    """pydantic reads true as 1; a person who wrote it meant something else."""
+    if isinstance(given, bool) and not isinstance(read, bool):
+        raise InputError(path, json.dumps(given), "write a number")
+    stem = path if not path or path.endswith(": ") else f"{path}."
+    if isinstance(given, dict) and isinstance(read, dict):
+        for key in given:
+            no_truth_for_numbers(given[key], read.get(key), f"{stem}{key}")
+    elif isinstance(given, list | tuple) and isinstance(read, list):
+        for i, (one, other) in enumerate(zip(given, read, strict=False)):
+            no_truth_for_numbers(one, other, f"{stem}{i}")

@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from model.count import count
 from parallelism.errors import InputError
 from sweeps.launch import machine
 from sweeps.launch.pool import ENDED, Pool, Worker
@@ -23,6 +22,7 @@ from sweeps.launch.schedule import Cell, cell, choose
 from sweeps.launch.show import Display, display
 from sweeps.plan import Plan
 from sweeps.summary import Session, Summary
+from train.counted import counted
 from train.environment import environment
 from train.record import DIVERGED, DONE, FAILED, RunDir
 from train.spec import FORMAT, RunSpec, to_dict
@@ -288,7 +288,7 @@ class _Launch:
 
 def _counts(spec: RunSpec) -> dict[str, Any]:
     """What the loop writes of a run, but for what only its data tell."""
-    counts = count(spec.model, seq_len=spec.data.seq_len, remat=spec.execution.remat)
+    counts = counted(spec)
     return {
         "params": counts.params,
         "flops_per_token": counts.flops_per_token,

@@ -10,7 +10,7 @@ import json
 from collections.abc import Collection
 from typing import Any
 
-from model.count import count
+from train.counted import counted
 from train.spec import RunSpec, to_dict
 
 NEAR = 2.0  # guess: a worker idle at the end costs at most half a cell of the longest kind
@@ -37,7 +37,7 @@ class Cell:
 
 
 def cell(spec: RunSpec) -> Cell:
-    counts = count(spec.model, seq_len=spec.data.seq_len, remat=spec.execution.remat)
+    counts = counted(spec)
     return Cell(
         spec.run_id, spec, shape_of(spec), counts.flops_per_token["causal_attn"] * spec.tokens
     )

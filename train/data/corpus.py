@@ -78,7 +78,13 @@ def open_corpus(
     else:
         maps = None
         key = stat_key(
-            files, FORMAT, source.kind, source.column, tokenizer.name, tokenizer.fingerprint
+            files,
+            FORMAT,
+            source.kind,
+            source.column,
+            *([source.source_column] if source.source_column else []),
+            tokenizer.name,
+            tokenizer.fingerprint,
         )
     kept = Path(cache) / key
     loaded = _load(kept)

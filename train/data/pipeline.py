@@ -19,6 +19,7 @@ import numpy as np
 
 from parallelism.errors import InputError
 from train.data.corpus import Corpus, open_corpus
+from train.data.pairs import PairCorpus, PairSide, open_pairs, take_pairs
 from train.data.rows import Batch, Rows, take_side
 from train.data.split import held_out
 from train.data.task import HELD_OUT, TRAIN, TaskRows, TaskSpec
@@ -37,7 +38,7 @@ class Data:
     sequences_per_batch: int
     n_vocab: int
     tokenizer: str
-    corpora: tuple[Corpus | TaskSpec, ...] = field(repr=False)
+    corpora: tuple[Corpus | PairCorpus | TaskSpec, ...] = field(repr=False)
     train: tuple[Rows, ...] = field(repr=False)
     held_out: tuple[Rows, ...] = field(repr=False)
     order: Any = field(
@@ -128,6 +129,9 @@ class Data:
                     "rows_per_epoch": train.n_rows,
                 }
             )
+            if isinstance(train, PairSide) and isinstance(val, PairSide):
+                left_out = {"train": train.left_out, "validation": val.left_out}
+                sources[-1]["left_out"] = left_out  # pairs longer than a row
         totals = {
             unit: {side: _sum(s[unit][side] for s in sources) for side in ("train", "validation")}
             for unit in ("documents", "tokens", "bytes")
@@ -195,12 +199,14 @@ def open_data(
     corpora = [
         source
         if isinstance(source, TaskSpec)
-        else open_corpus(source, tokenizer=tokenizer, cache=cache, field=name)
+        else (open_corpus if source.source_column is None else open_pairs)(
+            source, tokenizer=tokenizer, cache=cache, field=name
+        )
         for source, name in zip(spec.sources, fields, strict=True)
     ]
     # token files bring their own ids; only a tokeniser that was asked for must agree with them
     any_ids = spec.tokenizer == "bytes" and all(s.kind == "tokens" for s in texts)
-    named = {f: c for f, c in zip(fields, corpora, strict=True) if isinstance(c, Corpus)}
+    named = {f: c for f, c in zip(fields, corpora, strict=True) if not isinstance(c, TaskSpec)}
     expected = next(iter(named.values())) if any_ids and named else tokenizer
     _check_vocab(fields, corpora, vocab=vocab, reserved=reserved)
     _check_ids(named, expected=(expected.n_vocab, expected.end_of_document))
@@ -211,12 +217,16 @@ def open_data(
     val: list[Rows] = []
     for corpus, name in zip(corpora, fields, strict=True):
         if isinstance(corpus, TaskSpec):
-            train.append(TaskRows(corpus, spec.seq_len, TRAIN))
-            val.append(TaskRows(corpus, spec.seq_len, HELD_OUT))
+            train.append(TaskRows(corpus, spec.seq_len, TRAIN, spec.source_length))
+            val.append(TaskRows(corpus, spec.seq_len, HELD_OUT, spec.source_length))
             continue
         mask_N = split[name]
         for sides, keep_N, what in ((train, ~mask_N, "training"), (val, mask_N, "validation")):
-            sides.append(take_side(corpus, keep_N=keep_N, seq_len=spec.seq_len))
+            if isinstance(corpus, PairCorpus):
+                lengths = {"seq_len": spec.seq_len, "source_len": spec.source_length}
+                sides.append(take_pairs(corpus, keep_N=keep_N, **lengths, field=name))
+            else:
+                sides.append(take_side(corpus, keep_N=keep_N, seq_len=spec.seq_len))
             if not sides[-1].n_rows:
                 raise InputError(
                     name,
@@ -247,7 +257,7 @@ def _check_vocab(fields: list[str], corpora: list[Any], *, vocab: int, reserved:
             )
 
 
-def _check_ids(named: dict[str, Corpus], *, expected: tuple[int, int]) -> None:
+def _check_ids(named: dict[str, Corpus | PairCorpus], *, expected: tuple[int, int]) -> None:
     """Texts of one tokeniser; a task's ids stand for nothing else, so they agree with any."""
     for name, corpus in named.items():
         ids = (corpus.n_vocab, corpus.end_of_document)

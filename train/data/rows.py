@@ -7,7 +7,7 @@ target weighs 0.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -31,6 +31,25 @@ class Batch(NamedTuple):
     weights_BT: np.ndarray
 
 
+class Pairs(NamedTuple):
+    """Rows of pairs: the target's arrays as in `Batch`, and the sources beside them.
+
+    A target begins with the id that ends documents, and every token of it is asked for, its end
+    too. A row holds whole pairs: those of segment i are pair i of the row, on both sides; places
+    that are left are of segment PADDING, weight 0.
+    """
+
+    tokens_BT: np.ndarray
+    targets_BT: np.ndarray
+    segments_BT: np.ndarray
+    weights_BT: np.ndarray
+    source_BS: np.ndarray
+    source_segments_BS: np.ndarray
+
+
+PADDING = -1
+
+
 class Rows(Protocol):
     """What a source serves of one side, training or held out."""
 
@@ -44,7 +63,7 @@ class Rows(Protocol):
     def n_predicted(self) -> int: ...
     @property
     def text_bytes(self) -> float | None: ...
-    def read(self, rows_B: np.ndarray) -> Batch: ...
+    def read(self, rows_B: np.ndarray) -> Any: ...
 
 
 @dataclass(frozen=True)

@@ -131,11 +131,19 @@ def stat_key(files: list[SourceFile], *salt: str) -> str:
 
 
 def documents(source: SourceSpec, *, field: str) -> Iterator[Document]:
-    """The non-empty documents of a text source, in order; InputError at the first bad one."""
+    """The non-empty documents of a text source, in order; InputError at the first bad one.
+
+    Of pairs, the texts of `column` where neither side is empty: the other side's documents are
+    those of the same source with its two columns exchanged, one for one.
+    """
     reader = {"jsonl": _jsonl, "parquet": _parquet}.get(source.kind, _text)
     for file in files_of(source, field=field):
         try:
-            for document in reader(file, source.column, f"{field}.column"):
+            texts = reader(file, source.column, f"{field}.column")
+            if source.source_column is not None:
+                other = reader(file, source.source_column, f"{field}.source_column")
+                texts = (own for own, far in zip(texts, other, strict=True) if far.text)
+            for document in texts:
                 if document.text:
                     yield document
         except (OSError, EOFError, zlib.error) as error:

@@ -37,6 +37,7 @@ class TaskSpec:
     weight: float = Field(default=1.0, gt=0)  # share of rows in a mixture, relative to the others
 
     gives: ClassVar[str] = "answers"  # which kind of rows, as objectives take them
+    spells: ClassVar[bool] = False  # whether its ids are bytes of text, as of the tokeniser `bytes`
 
     @property
     def n_vocab(self) -> int:
@@ -56,6 +57,16 @@ class TaskSpec:
         """Tokens, targets (B, T), and weights (B, T): 1 where the target is an answer."""
         raise NotImplementedError
 
+    def rows(self, bits_BN: np.ndarray, *, seq_len: int, source_len: int) -> Any:
+        """The batch, of rows that are one document each; `source_len` is that of pairs."""
+        tokens_BT, targets_BT, weights_BT = self.make(bits_BN, seq_len=seq_len)
+        return Batch(
+            np.ascontiguousarray(tokens_BT, np.int32),
+            np.ascontiguousarray(targets_BT, np.int32),
+            np.zeros(tokens_BT.shape, np.int32),
+            np.ascontiguousarray(weights_BT, np.float32),
+        )
+
     @property
     def fingerprint(self) -> str:
         tree = TypeAdapter(type(self)).dump_python(self, mode="json")
@@ -70,6 +81,7 @@ class TaskRows:
     task: TaskSpec
     seq_len: int
     side: str
+    source_len: int = 0  # of pairs
     text_bytes: None = None  # a task is no text
 
     @property
@@ -88,17 +100,11 @@ class TaskRows:
     def n_predicted(self) -> int:
         raise NotImplementedError("a task has no text bytes to share among its answers")
 
-    def read(self, rows_B: np.ndarray) -> Batch:
+    def read(self, rows_B: np.ndarray) -> Any:
         """The batch of the rows with these numbers, in their order."""
         n = self.task.n_bits(self.seq_len)
         bits_BN = uniform_bits(f"{self.task.kind} {self.side}", rows_B, n)
-        tokens_BT, targets_BT, weights_BT = self.task.make(bits_BN, seq_len=self.seq_len)
-        return Batch(
-            np.ascontiguousarray(tokens_BT, np.int32),
-            np.ascontiguousarray(targets_BT, np.int32),
-            np.zeros(tokens_BT.shape, np.int32),
-            np.ascontiguousarray(weights_BT, np.float32),
-        )
+        return self.task.rows(bits_BN, seq_len=self.seq_len, source_len=self.source_len)
 
 
 def uniform_bits(stream: str, rows_B: np.ndarray, n: int) -> np.ndarray:

@@ -170,6 +170,11 @@ class ObjectiveSpec:
                 f"objective {self.kind} asks for tokens and the model says real values; write "
                 f"objective.kind=forecast, or model.series=null"
             )
+        if model.encoder is not None and "pairs" not in self.takes:
+            raise ValueError(
+                f"objective {self.kind} asks for one text and the model reads a source besides; "
+                f"write objective.kind=translation, or model.encoder=null"
+            )
         if self.both_ways and model.causal:
             raise ValueError(
                 f"objective {self.kind} asks for tokens from both sides and the model is causal; "
