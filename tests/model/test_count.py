@@ -107,7 +107,8 @@ def test_show_keeps_the_contracts_keys_and_prints_every_parameter(name: str):
     spec: ModelSpec = archs.build(name, 64)
     shown = show(spec, seq_len=T)
     tree, text = shown.to_json(), shown.text()
-    assert set(tree["params"]) == {"total", "non_embedding", "active"}
+    of_sides = {"encoder", "decoder"} if spec.encoder else set()
+    assert set(tree["params"]) == {"total", "non_embedding", "active"} | of_sides
     assert set(tree["flops_per_token"]) == set(CONVENTIONS)
     assert set(tree["decode_state"]) == {"per_token", "fixed"}
     assert sum(_size(r["shape"]) for r in tree["parameters"]) == tree["params"]["total"]

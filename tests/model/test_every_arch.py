@@ -10,10 +10,11 @@ import pytest
 from model import archs
 from model.context import Context
 from model.decoder import Model, build
+from model.spec import ModelSpec
 from tests.properties import assert_close, trained_params
 
 T, WIDTH = 12, 32
-OFTEN = ("dense", "hybrid", "rwkv7", "moe", "parscale")  # the others run with the slow tests
+OFTEN = ("dense", "encoder_decoder", "hybrid", "rwkv7", "moe", "parscale")  # the others run with the slow tests
 causal = pytest.mark.parametrize(
     "name",
     [
@@ -28,10 +29,32 @@ def small(name: str) -> Model:
     return build(archs.build(name, WIDTH))
 
 
+def source(spec: ModelSpec) -> dict[str, jax.Array]:
+    """What an encoder reads, where there is one: a source for each of two documents, and padding.
+    Of two rows, so that they are read alike whether documents are told apart or not.
+    """
+    if spec.encoder is None:
+        return {}
+    rng = np.random.default_rng(1)
+    segments_BS = jnp.asarray([[0, 0, 0, 1, 1, -1, -1], [0, 1, 1, 1, 1, 1, -1]])
+    tokens_BS = jnp.asarray(rng.integers(0, spec.vocab, segments_BS.shape))
+    return {"source_BS": tokens_BS, "source_segments_BS": segments_BS}
+
+
+def start(model: Model, params):
+    """A model that has said nothing, of two rows."""
+    if model.spec.encoder is None:
+        return model.start(2, length=T, dtype=jnp.float32)
+    read = source(model.spec)
+    return model.read(params, *read.values(), length=T, dtype=jnp.float32)
+
+
 @partial(jax.jit, static_argnums=0)
 def forward(model: Model, params, tokens_BT, segments_BT=None):
     positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1])[None], tokens_BT.shape)
-    ctx = Context(positions_BT=positions_BT, segments_BT=segments_BT, layers="scan")
+    ctx = Context(
+        positions_BT=positions_BT, segments_BT=segments_BT, layers="scan", **source(model.spec)
+    )
     return model(params, tokens_BT, ctx, dtype=jnp.float32)[0]
 
 
@@ -45,7 +68,7 @@ def test_a_prefill_and_single_steps_give_the_logits_of_the_whole_text(name: str)
     model = small(name)
     params = trained_params(model)
     tokens_BT = jnp.asarray(np.random.default_rng(0).integers(0, model.spec.vocab, (2, T)))
-    state, out = model.start(2, length=T, dtype=jnp.float32), []
+    state, out = start(model, params), []
     for begin, end in ((0, 7), *((t, t + 1) for t in range(7, T))):
         logits_BTV, state = extend(model, params, tokens_BT[:, begin:end], state)
         out.append(logits_BTV)

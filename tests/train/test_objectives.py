@@ -20,8 +20,13 @@ from train.paths import override, put
 from train.programs import shape_key
 from train.spec import RunSpec, SourceSpec, from_dict, to_dict
 
-KINDS = ("next_token", "masked_diffusion", "span_mixture")
-ARCHS = {"next_token": "dense", "masked_diffusion": "diffusion", "span_mixture": "span_mixture"}
+ARCHS = {
+    "next_token": "dense",
+    "masked_diffusion": "diffusion",
+    "span_mixture": "span_mixture",
+    "translation": "encoder_decoder",
+}
+KINDS = ("next_token", "masked_diffusion", "span_mixture")  # of rows of text
 
 
 def of(kind: str, corpus: SourceSpec, **changes) -> RunSpec:
@@ -30,8 +35,8 @@ def of(kind: str, corpus: SourceSpec, **changes) -> RunSpec:
 
 
 def test_a_named_architecture_brings_the_objective_it_is_made_for():
-    assert objectives.names() == sorted(KINDS)
-    for kind in KINDS:
+    assert objectives.names() == sorted(ARCHS)
+    for kind in ARCHS:
         spec = RunSpec(model=arch(ARCHS[kind], 32))
         assert spec.objective.kind == kind
         assert from_dict(to_dict(spec)) == spec
