@@ -1,6 +1,7 @@
 """Does every named architecture do as a whole what its layers do alone?"""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,14 @@ from model.spec import ModelSpec
 from tests.properties import assert_close, trained_params
 
 T, WIDTH = 12, 32
-OFTEN = ("dense", "encoder_decoder", "hybrid", "rwkv7", "moe", "parscale")  # the others run with the slow tests
+OFTEN = (
+    "dense",
+    "encoder_decoder",
+    "hybrid",
+    "rwkv7",
+    "moe",
+    "parscale",
+)  # the others run with the slow tests
 causal = pytest.mark.parametrize(
     "name",
     [
@@ -29,7 +37,7 @@ def small(name: str) -> Model:
     return build(archs.build(name, WIDTH))
 
 
-def source(spec: ModelSpec) -> dict[str, jax.Array]:
+def source(spec: ModelSpec) -> dict[str, Any]:
     """What an encoder reads, where there is one: a source for each of two documents, and padding.
     Of two rows, so that they are read alike whether documents are told apart or not.
     """
