@@ -73,7 +73,8 @@ class Block(nnx.Module):
         far = {k: v for k, v in state.items() if k.startswith(CROSS)}
         state = {k: v for k, v in state.items() if k not in far}
         if self.mixer is not None and self.mixer_norm is not None:
-            y_BTD, state, aux = self.mixer.extend(self.mixer_norm(x_BTD), state, ctx)
+            y_BTD, state, own = self.mixer.extend(self.mixer_norm(x_BTD), state, ctx)
+            aux = _counted(own)
             x_BTD = ctx.constrain(x_BTD + y_BTD, "B T D")
         if self.cross is not None and self.cross_norm is not None:
             held = {k.removeprefix(CROSS): v for k, v in far.items()}

@@ -17,7 +17,7 @@ from flax import nnx
 
 from model.block import Block, Norm, add_aux
 from model.context import Constrain, Context, State, unplaced
-from model.depth import once, per_layer, published, stacked
+from model.depth import once, per_layer, stacked
 from model.encoder_decoder import Encoder, places, read
 from model.ends import Tokens, Values
 from model.param import Declaration, Declare, Parameter, initial
@@ -60,8 +60,7 @@ class Decoder(nnx.Module):
         over layers, `stat/` their mean, `buffer/PATH` what a buffer's update is made from.
         """
         x_BTD, aux = self.stream(tokens_BT, ctx, dtype=dtype)
-        aux = {k: v[0] / v[1] if k.startswith("stat/") else v for k, v in aux.items()}
-        return self.ends.readout(self._together(x_BTD, ctx), ctx), aux
+        return self._said(x_BTD, ctx), _means(aux)
 
     def stream(
         self, tokens_BT: jax.Array, ctx: Context, *, dtype: Any
@@ -76,12 +75,7 @@ class Decoder(nnx.Module):
             if ctx.segments_BT is not None:
                 ctx = replace(ctx, positions_BT=places(ctx.segments_BT))
             ctx, aux = self.encoder(self.ends.embedded, ctx, dtype=dtype)
-        x_BTD, ctx = self._apart(tokens_BT, ctx, dtype=dtype)
-        x_BTD, more, ctx = once(self.first, x_BTD, ctx)
-        aux = add_aux(aux, more)
-        x_BTD, more = stacked(self.repeat, self.spec.n_repeats, x_BTD, ctx)
-        aux = add_aux(aux, more)
-        x_BTD, more, _ = once(self.last, x_BTD, ctx)
+        x_BTD, more, _ = self._through(tokens_BT, ctx, None, dtype=dtype)
         return x_BTD, add_aux(aux, more)
 
     def start(self, rows: int, *, length: int, dtype: Any) -> DecodeState:
@@ -103,46 +97,43 @@ class Decoder(nnx.Module):
 
     def extend(
         self, tokens_BT: jax.Array, state: DecodeState, ctx: Context, *, dtype: Any
-    ) -> tuple[jax.Array, DecodeState]:
-        """Logits (B, T, V) of the next T tokens after those in `state`, and the state after them.
+    ) -> tuple[jax.Array, dict[str, jax.Array], DecodeState]:
+        """Logits (B, T, V) of the next T tokens after those in `state`, aux, and the state after
+        them.
 
-        The positions are the state's own; those of `ctx` are not read.
+        The positions are the state's own; those of `ctx` are not read. What is remembered is of the
+        document of the first position.
         """
         if not self.spec.causal:
             raise ValueError("a model that is not causal has no next position to go on with")
         T = tokens_BT.shape[1]
         positions_T = state["position"] + jnp.arange(T, dtype=jnp.int32)
         ctx = replace(ctx, positions_BT=jnp.broadcast_to(positions_T, tokens_BT.shape))
-        x_BTD, ctx = self._apart(tokens_BT, ctx, dtype=dtype)
-        after: DecodeState = {"position": state["position"] + T}
         if self.encoder is not None:
-            after["source_segments"] = state["source_segments"]
             ctx = replace(ctx, shared={"source_segments": state["source_segments"]})
+        x_BTD, aux, held = self._through(tokens_BT, ctx, state, dtype=dtype)
+        after = {**state, **held, "position": state["position"] + T}
+        return self._said(x_BTD, ctx), _means(aux), after
 
-        def through(name: str, x_BTD: jax.Array, ctx: Context) -> tuple[jax.Array, Context]:
-            after[name] = []
-            for block, held in zip(getattr(self, name), state[name], strict=True):
-                x_BTD, held, aux = block.extend(x_BTD, held, ctx)
-                _, ctx = published(aux, ctx)
-                after[name].append(held)
-            return x_BTD, ctx
+    def _through(
+        self, tokens_BT: jax.Array, ctx: Context, state: DecodeState | None, *, dtype: Any
+    ) -> tuple[jax.Array, dict[str, jax.Array], DecodeState]:
+        """The stream after the last block, aux, and what every block remembers then: nothing where
+        there is no `state` to go on from.
+        """
+        held = dict.fromkeys(("first", "repeat", "last")) if state is None else state
+        after: DecodeState = {}
+        x_BTD, ctx = self._apart(tokens_BT, ctx, dtype=dtype)
+        x_BTD, aux, after["first"], ctx = once(self.first, x_BTD, ctx, held["first"])
+        x_BTD, more, after["repeat"] = stacked(
+            self.repeat, self.spec.n_repeats, x_BTD, ctx, held["repeat"]
+        )
+        aux = add_aux(aux, more)
+        x_BTD, more, after["last"], _ = once(self.last, x_BTD, ctx, held["last"])
+        return x_BTD, add_aux(aux, more), after
 
-        x_BTD, ctx = through("first", x_BTD, ctx)
-        graph, params_Z = nnx.split(self.repeat)
-
-        def unit(x_BTD: jax.Array, layer: Any):
-            params, held = layer
-            out = []
-            for block, one in zip(nnx.merge(graph, params), held, strict=True):
-                x_BTD, one, _ = block.extend(x_BTD, one, ctx)
-                out.append(one)
-            return x_BTD, out
-
-        after["repeat"] = []
-        if self.spec.n_repeats:
-            x_BTD, after["repeat"] = jax.lax.scan(unit, x_BTD, (params_Z, state["repeat"]))
-        x_BTD, ctx = through("last", x_BTD, ctx)
-        return self.ends.readout(self._together(x_BTD, ctx), ctx), after
+    def _said(self, x_BTD: jax.Array, ctx: Context) -> jax.Array:
+        return self.ends.readout(self._together(x_BTD, ctx), ctx)
 
     def _apart(
         self, tokens_BT: jax.Array, ctx: Context, *, dtype: Any
@@ -155,6 +146,10 @@ class Decoder(nnx.Module):
         """What is read out of what leaves the blocks."""
         x_BTD = self.norm(x_BTD)
         return x_BTD if self.streams is None else self.streams.together(x_BTD, ctx)
+
+
+def _means(aux: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    return {k: v[0] / v[1] if k.startswith("stat/") else v for k, v in aux.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,6 +225,13 @@ class Model:
             segments_BT=None,
             constrain=constrain,
         )
+        logits_BTV, _, state = self.go_on(params, tokens_BT, state, ctx, dtype=dtype)
+        return logits_BTV, state
+
+    def go_on(
+        self, params: Params, tokens_BT: jax.Array, state: DecodeState, ctx: Context, *, dtype: Any
+    ) -> tuple[jax.Array, dict[str, jax.Array], DecodeState]:
+        """`extend` as training asks for it: run as the context says, and with aux."""
         return self.module(params).extend(tokens_BT, state, ctx, dtype=dtype)
 
     def _abstract(self, path: str) -> jax.ShapeDtypeStruct:

@@ -12,16 +12,24 @@ import jax.numpy as jnp
 from flax import nnx
 
 from model.block import add_aux
-from model.context import Context
+from model.context import Context, State
 
 
-def _run(graph: Any, ctx: Context, x_BTD: jax.Array, state: Any):
-    """One unit of blocks on one layer's parameters."""
+def _run(graph: Any, ctx: Context, x_BTD: jax.Array, layer: Any):
+    """One unit of blocks on one layer's parameters and on what it remembers, which is None where
+    nothing is kept.
+    """
+    params, held = layer
     aux: dict[str, jax.Array] = {}
-    for block in nnx.merge(graph, state):
-        x_BTD, more = block(x_BTD, ctx)
+    after: list[State] = []
+    for i, block in enumerate(nnx.merge(graph, params)):
+        if held is None:
+            x_BTD, more = block(x_BTD, ctx)
+        else:
+            x_BTD, one, more = block.extend(x_BTD, held[i], ctx)
+            after.append(one)
         aux = add_aux(aux, more)
-    return x_BTD, aux
+    return x_BTD, (aux, after)
 
 
 def _rematerialised(ctx: Context, run: Any) -> Any:
@@ -36,15 +44,19 @@ def _rematerialised(ctx: Context, run: Any) -> Any:
     return jax.checkpoint(run, policy=policies[ctx.remat], prevent_cse=ctx.layers == "unroll")
 
 
-def once(blocks: nnx.List, x_BTD: jax.Array, ctx: Context):
-    """Each block once; the context that comes back holds what they published."""
+def once(blocks: nnx.List, x_BTD: jax.Array, ctx: Context, held: list[State] | None):
+    """Each block once; the context that comes back holds what they published. Also what each
+    remembers after what it `held`, where it goes on from that.
+    """
     aux: dict[str, jax.Array] = {}
-    for block in blocks:
-        graph, state = nnx.split(nnx.List([block]))
-        x_BTD, more = _rematerialised(ctx, partial(_run, graph, ctx))(x_BTD, state)
+    after: list[State] = []
+    for i, block in enumerate(blocks):
+        graph, params = nnx.split(nnx.List([block]))
+        own = None if held is None else [held[i]]
+        x_BTD, (more, one) = _rematerialised(ctx, partial(_run, graph, ctx))(x_BTD, (params, own))
         more, ctx = published(more, ctx)
-        aux = add_aux(aux, more)
-    return x_BTD, aux, ctx
+        aux, after = add_aux(aux, more), after + one
+    return x_BTD, aux, after, ctx
 
 
 def published(aux: Mapping[str, jax.Array], ctx: Context) -> tuple[dict[str, jax.Array], Context]:
@@ -54,27 +66,31 @@ def published(aux: Mapping[str, jax.Array], ctx: Context) -> tuple[dict[str, jax
     return rest, replace(ctx, shared={**ctx.shared, **shared}) if shared else ctx
 
 
-def stacked(blocks: nnx.List, n: int, x_BTD: jax.Array, ctx: Context):
-    """The repeated unit n times over parameters stacked on Z."""
+def stacked(blocks: nnx.List, n: int, x_BTD: jax.Array, ctx: Context, held_Z: Any):
+    """The repeated unit n times over parameters stacked on Z, and over what each layer held."""
     if n == 0:
-        return x_BTD, {}
-    graph, state_Z = nnx.split(blocks)
+        return x_BTD, {}, []
+    graph, params_Z = nnx.split(blocks)
     run = _rematerialised(ctx, partial(_run, graph, ctx))
     if ctx.layers == "scan":
-        x_BTD, aux_Z = jax.lax.scan(run, x_BTD, state_Z)
-        return x_BTD, {k: v if per_layer(k) else jnp.sum(v, axis=0) for k, v in aux_Z.items()}
+        x_BTD, (aux_Z, after_Z) = jax.lax.scan(run, x_BTD, (params_Z, held_Z))
+        aux = {k: v if per_layer(k) else jnp.sum(v, axis=0) for k, v in aux_Z.items()}
+        return x_BTD, aux, after_Z
     # split, not indexing: its transpose is one concatenation, indexing's is n padded sums
-    leaves, tree = jax.tree.flatten(state_Z)
+    leaves, tree = jax.tree.flatten((params_Z, held_Z))
     split = [jax.lax.split(leaf, [1] * n, axis=0) for leaf in leaves]
     aux: dict[str, jax.Array] = {}
     apart: dict[str, list[jax.Array]] = {}
+    after = []
     for z in range(n):
-        state = jax.tree.unflatten(tree, [parts[z].reshape(parts[z].shape[1:]) for parts in split])
-        x_BTD, more = run(x_BTD, state)
+        layer = jax.tree.unflatten(tree, [parts[z].reshape(parts[z].shape[1:]) for parts in split])
+        x_BTD, (more, one) = run(x_BTD, layer)
         for k in [k for k in more if per_layer(k)]:
             apart.setdefault(k, []).append(more.pop(k))
         aux = add_aux(aux, more)
-    return x_BTD, aux | {k: jnp.stack(v) for k, v in apart.items()}
+        after.append(one)
+    aux = aux | {k: jnp.stack(v) for k, v in apart.items()}
+    return x_BTD, aux, jax.tree.map(lambda *z: jnp.stack(z), *after)
 
 
 def per_layer(key: str) -> bool:

@@ -69,7 +69,7 @@ class Encoder(nnx.Module):
             prefix_BT=jnp.ones(tokens_BS.shape, bool),
         )
         x_BSD = embed(tokens_BS, inside, dtype=dtype, positions=self.positions)
-        x_BSD, aux = stacked(self.repeat, self.spec.n_repeats, x_BSD, inside)
+        x_BSD, aux, _ = stacked(self.repeat, self.spec.n_repeats, x_BSD, inside, None)
         source_BSD = ctx.constrain(self.norm(x_BSD), "B S D")
         shared = {"source": source_BSD, "source_segments": segments_BS}
         return replace(ctx, shared={**ctx.shared, **shared}), aux

@@ -48,6 +48,14 @@ class LayerSpec:
         return False
 
     @property
+    def carries(self) -> bool:
+        """Whether what a mixer remembers has one size however long the context and knows no
+        position, and its `extend` keeps the documents of `ctx.segments_BT` apart: then it can go on
+        from one batch to the next.
+        """
+        return False
+
+    @property
     def replaces_stream(self) -> bool:
         """Whether a feed-forward layer's output is the block's, in place of the stream plus it."""
         return False

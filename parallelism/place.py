@@ -57,6 +57,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(ACTIVATIONS["batch"], *ACTIVATIONS["time"]))
 
 
+def row_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows (B, ...) of anything that goes along with a batch, over every replica axis."""
+    return NamedSharding(mesh, PartitionSpec(ACTIVATIONS["batch"]))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 

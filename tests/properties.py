@@ -168,8 +168,14 @@ def alone(spec: LayerSpec, *, room: str, d_model: int = D_MODEL, base: int = 16)
     def naive(params: Params, x_BTD: jax.Array, segments_BT: jax.Array | None = None) -> jax.Array:
         return module(params)(x_BTD, context(x_BTD, segments_BT, naive=True))[0]
 
-    def extend(params: Params, x_BTD: jax.Array, state: State, position: Any):
-        return module(params).extend(x_BTD, state, context(x_BTD, None, first=position))[:2]
+    def extend(
+        params: Params,
+        x_BTD: jax.Array,
+        state: State,
+        position: Any,
+        segments_BT: jax.Array | None = None,
+    ):
+        return module(params).extend(x_BTD, state, context(x_BTD, segments_BT, first=position))[:2]
 
     def start(rows: int, *, length: int, dtype: Any) -> State:
         if "source" not in spec.reads:

@@ -46,6 +46,10 @@ chunked = _cases(
     ],
     lambda c: c in FIRST,
 )
+carrying = _cases(
+    [c for c in p.cases(every_variant=True) if c.room == "mixers" and c.spec.carries],
+    lambda c: c in FIRST,
+)
 kinds = _cases(FIRST, lambda c: True)
 kinds_in_full = _cases(FIRST, lambda c: c.kind in OFTEN)
 T = 9
@@ -168,6 +172,32 @@ def test_positions_in_pieces_with_state_equal_the_whole(case: Case, pieces: tupl
         out.append(y_BTD)
         begin += length
     assert_close(jnp.concatenate(out, axis=1), one.apply(one.params, x_BTD))
+
+
+@carrying
+@pytest.mark.parametrize("pieces", [(4, 1, 1, 3), (6, 3)], ids=str)
+def test_documents_in_pieces_with_state_equal_the_whole(case: Case, pieces: tuple[int, ...]):
+    """Documents that go on from one piece to the next, or end in a piece, or with it."""
+    one, x_BTD = layer(case), p.stream(3, T, p.D_MODEL)
+    segments_BT = np.array([[0, 0, 1, 1, 1, 1, 2, 2, 2], [0] * T, [0] + [1] * 7 + [2]])
+    whole_BTD = one.apply(one.params, x_BTD, segments_BT)
+    empty = one.start(3, length=1, dtype=jnp.float32)
+    state, carried, cold, begin = empty, [], [], 0
+    for length in pieces:
+        at = slice(begin, begin + length)
+        piece = functools.partial(one.extend, one.params, x_BTD[:, at])
+        goes_on_B = segments_BT[:, begin] == segments_BT[:, max(begin - 1, 0)]
+        y_BTD, state = piece(_kept(state, goes_on_B), begin, segments_BT[:, at])
+        carried.append(y_BTD)
+        cold.append(piece(empty, begin, segments_BT[:, at])[0])
+        begin += length
+    assert float(jnp.max(jnp.abs(jnp.concatenate(cold, axis=1) - whole_BTD))) > 1e-3
+    assert_close(jnp.concatenate(carried, axis=1), whole_BTD)
+
+
+def _kept(state, goes_on_B: np.ndarray):
+    """As train/carry.py does: nothing is remembered of another document."""
+    return jax.tree.map(lambda x: x * goes_on_B.reshape(-1, *(1,) * (x.ndim - 1)), state)
 
 
 @mixers

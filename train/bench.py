@@ -190,7 +190,7 @@ class _Rounds:
         self.numbers = jax.device_put(hyper(spec), replicated(ready.mesh))
         data = open_text(spec, cache=cache)
         self.batch = placer(ready.mesh, spec)[0](training(spec, data, 0))
-        first = initial_state(ready.model, spec.seed, frozen=frozen(spec))
+        first = initial_state(ready.model, spec.seed, frozen=frozen(spec), carry=ready.carry)
         self.state = jax.device_put(first, ready.shardings)
         self.products = [_product(n, spec) for n in PRODUCTS[jax.default_backend()]]
         self.seen, self.since = 0, 0.0

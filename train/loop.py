@@ -17,6 +17,7 @@ import jax
 from parallelism.errors import InputError
 from parallelism.place import replicated
 from train.batches import held_out, training
+from train.carry import nothing
 from train.checkpoint import Checkpoints
 from train.counted import counted
 from train.data.pipeline import Data, open_data
@@ -116,7 +117,7 @@ def _train(spec: RunSpec, run: RunDir, *, cache: Path, progress: Report) -> Outc
     # State
     checkpoints = Checkpoints(run.checkpoints, keep=spec.execution.keep_checkpoints)
     found = checkpoints.restore(
-        abstract_state(ready.model, frozen=frozen(spec)),
+        abstract_state(ready.model, frozen=frozen(spec), carry=ready.carry),
         ready.shardings,
         say=lambda text: print(text, file=sys.stderr, flush=True),
     )
@@ -153,6 +154,7 @@ def _train(spec: RunSpec, run: RunDir, *, cache: Path, progress: Report) -> Outc
         dataclasses.replace(m, batches=[place(b) for b in m.batches])
         for m in held_out(spec, data, **share)
     ]
+    unread = ready.carry and spread(nothing(ready.carry), ready.shardings["carry"])
     blind = spec.objective.blind(spec.model)
     worst = math.inf if blind is None else EXPLODED * blind
     row: dict[str, Any] = {}
@@ -195,7 +197,9 @@ def _train(spec: RunSpec, run: RunDir, *, cache: Path, progress: Report) -> Outc
         if bad is None and evaluated:
             show("evaluate")
             for measure in measures:
-                row |= evaluate(ready.evaluate, state["params"], measure, spec.objective)
+                row |= evaluate(
+                    ready.evaluate, state["params"], measure, spec.objective, carry=unread
+                )
         row |= {
             "time/seconds": seconds(),
             "time/device_seconds": seconds() * ready.mesh.size,

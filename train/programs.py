@@ -22,7 +22,14 @@ from jax.sharding import Mesh
 
 from model.decoder import Model, build
 from parallelism.mesh import make_mesh
-from parallelism.place import batch_sharding, constrainer, parameter_sharding, replicated
+from parallelism.place import (
+    batch_sharding,
+    constrainer,
+    parameter_sharding,
+    replicated,
+    row_sharding,
+)
+from train.carry import Carry, carry_shapes
 from train.record import disk_error
 from train.recycle import frozen
 from train.schedule import hyper
@@ -47,7 +54,9 @@ class Programs:
     mesh: Mesh
     shardings: Any  # of the state
     step: Any  # (state, hyper, batch) -> (state, loss); donates the state
-    evaluate: Any  # (params, batch) -> the sums of the objective's score
+    # (params, batch) -> the sums of the objective's score, and the carry of a batch with carry
+    evaluate: Any
+    carry: Carry  # the shapes of what rows remember from batch to batch; None: nothing
 
 
 def resolved_execution(spec: RunSpec) -> dict[str, str]:
@@ -94,6 +103,7 @@ def shape_key(spec: RunSpec) -> str:
         tree["model"],
         [spec.data.seq_len, spec.data.source_length],
         spec.data.isolate_documents,
+        spec.data.carry_state,
         spec.sequences_per_batch,
         # its other knobs act on the host
         [spec.objective.kind, sorted(spec.objective.arrays), *spec.objective.compiled],
@@ -126,6 +136,8 @@ def state_shardings(model: Model, state: State, mesh: Mesh) -> Any:
     def one(path: tuple, leaf: Any):
         last = path[-1]
         name = last.key if isinstance(last, jax.tree_util.DictKey) else None
+        if path[0] == jax.tree_util.DictKey("carry"):
+            return row_sharding(mesh)
         return by_path[name] if name in by_path else replicated(mesh)
 
     return jax.tree_util.tree_map_with_path(one, state)
@@ -148,7 +160,8 @@ def traced(spec: RunSpec, model: Model, mesh: Mesh) -> tuple[Any, Any]:
     )
 
     def evaluation(params: Any, batch: Any) -> tuple[jax.Array, ...]:
-        return loss(params, batch, objective=spec.objective.score)[:-1]
+        *sums, aux = loss(params, batch, objective=spec.objective.score)
+        return (*sums, aux["carry"]) if "carry" in batch else tuple(sums)
 
     step = train_step(
         model,
@@ -172,7 +185,8 @@ def programs(spec: RunSpec, *, cache: Path) -> tuple[Programs, list[Compilation]
         return _READY[key], []
     mesh = make_mesh(spec.execution.mesh)
     model = build(spec.model)
-    state = abstract_state(model, frozen=frozen(spec))
+    carry = carry_shapes(spec, model)
+    state = abstract_state(model, frozen=frozen(spec), carry=carry)
     shardings = state_shardings(model, state, mesh)
     step, evaluate = traced(spec, model, mesh)
     numbers = {k: jax.ShapeDtypeStruct((), v.dtype) for k, v in hyper(spec).items()}
@@ -185,12 +199,24 @@ def programs(spec: RunSpec, *, cache: Path) -> tuple[Programs, list[Compilation]
         out_shardings=(shardings, whole),
         donate_argnums=0,
     )
-    evaluations = jax.jit(evaluate, in_shardings=(shardings["params"], rows), out_shardings=whole)
+    asked, asked_in, told_in = batch, rows, whole
+    if carry is not None:
+        asked = {**batch, "carry": carry}
+        asked_in = {**dict.fromkeys(batch, rows), "carry": shardings["carry"]}
+        told_in = (whole, whole, whole, shardings["carry"])
+    evaluations = jax.jit(
+        evaluate, in_shardings=(shardings["params"], asked_in), out_shardings=told_in
+    )
     with _alone(cache, key):
         compiled_step, first = _compile("train_step", steps, (state, numbers, batch), key)
-        compiled_evaluate, second = _compile("evaluate", evaluations, (state["params"], batch), key)
+        compiled_evaluate, second = _compile("evaluate", evaluations, (state["params"], asked), key)
     _READY[key] = Programs(
-        model=model, mesh=mesh, shardings=shardings, step=compiled_step, evaluate=compiled_evaluate
+        model=model,
+        mesh=mesh,
+        shardings=shardings,
+        step=compiled_step,
+        evaluate=compiled_evaluate,
+        carry=carry,
     )
     return _READY[key], [first, second]
 

@@ -41,6 +41,9 @@ def _refusal(spec: RunSpec, name: str) -> InputError | None:
     if model.encoder is not None:  # two sequences, of which a target reads the whole source
         said = f"this scheme shares one sequence, and an encoder reads another; write {NONE}"
         return InputError("execution.sequence", name, said)
+    if spec.data.carry_state:  # what a row remembers goes on where its last position is
+        said = f"this scheme shares a sequence that begins with nothing; write {NONE}"
+        return InputError("execution.sequence", name, said)
     kinds = {}
     for block in model.blocks:
         mixer, ffn = block.mixer, block.ffn

@@ -18,6 +18,7 @@ from model.spec import ModelSpec
 from parallelism.axes import SPEC
 from parallelism.errors import InputError
 from train import translation_checks
+from train.carry_check import check_order
 from train.execution_spec import ExecutionSpec as ExecutionSpec
 from train.migration import fill, strip
 from train.spec_error import input_error, no_truth_for_numbers
@@ -42,6 +43,8 @@ ADDED_SINCE_FORMAT_1: dict[str, Any] = {
     "data.sources.*.source_column": None,
     "data.source_len": None,
     "start": None,
+    "data.order": "shuffled",
+    "data.carry_state": False,
 }
 
 
@@ -165,6 +168,9 @@ class DataSpec:
     source_len: int | None = Field(default=None, ge=2)  # of what an encoder reads; None: seq_len
     validation: float = Field(default=0.05, gt=0, lt=1)  # share of documents held out
     isolate_documents: bool = True  # attention does not cross document boundaries
+    # contiguous: row b of a step is the text that follows row b of the step before
+    order: Literal["shuffled", "contiguous"] = "shuffled"
+    carry_state: bool = False  # and the model goes on from what it remembers of it
 
     def __post_init__(self):
         for source in self.sources:
@@ -219,6 +225,7 @@ class RunSpec:
         objective.check(self.model)
         objective.check_length(self.model, data.seq_len)
         translation_checks.check(self)
+        check_order(self)
         if budget.batch_tokens % data.seq_len:
             below = max(1, budget.batch_tokens // data.seq_len) * data.seq_len
             raise ValueError(

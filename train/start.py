@@ -13,6 +13,7 @@ import numpy as np
 from model.decoder import Model, build
 from parallelism.errors import InputError
 from train import grow, recycle
+from train.carry import carry_shapes
 from train.checkpoint import read_params
 from train.data.pipeline import Data
 from train.find import find_run
@@ -105,8 +106,9 @@ def _other_order(a: RunSpec, b: RunSpec) -> tuple[str, Any, Any] | None:
 
 def first_state(spec: RunSpec, model: Model, *, root: Path) -> State:
     """The state before the first step, as host arrays: parameters from the origin, all else new."""
+    carry = carry_shapes(spec, model)
     if spec.start is None:
-        return initial_state(model, spec.seed)
+        return initial_state(model, spec.seed, carry=carry)
     base = find_base(spec, root)
     made = from_dict(base.spec)
     old = build(made.model)
@@ -130,4 +132,4 @@ def first_state(spec: RunSpec, model: Model, *, root: Path) -> State:
         params = grow.grown(params, model)
     else:
         params = {**model.initialise(spec.seed), **params}
-    return initial_state(model, spec.seed, params=params, frozen=recycle.frozen(spec))
+    return initial_state(model, spec.seed, params=params, frozen=recycle.frozen(spec), carry=carry)

@@ -3,7 +3,8 @@ talks to a mesh.
 
 State is a dict of arrays: `params` and `opt` (flat by path, float32), `step`, `window` (sums since
 the last log point, so that a resumed ledger equals an uninterrupted one) and `bad` (1-based
-first step with a non-finite loss or gradient; 0 while there is none).
+first step with a non-finite loss or gradient; 0 while there is none); where data.carry_state is set
+`carry` too, what the rows of the last batch remember (train/carry.py).
 """
 
 from collections.abc import Callable, Mapping
@@ -17,6 +18,7 @@ import optax
 from model.context import Constrain, Context
 from model.decoder import Model
 from parallelism.sequence import Scheme
+from train.carry import Carry, entering, leaving, nothing
 from train.objectives import next_token, normaliser
 from train.optimizer import adamw
 from train.schedule import Hyper, learning_rate
@@ -46,7 +48,8 @@ def forward(
 
     With a `sequence` scheme the batch is laid out in its order; `filled` where rows end with places
     that are no text. `progress` is the fraction of the run that is done, None for the model as it
-    will be used.
+    will be used. What the rows remember of earlier ones is the batch's `carry`, and what they leave
+    is that of aux.
     """
     inputs_BT = batch[model.spec.inputs]
     segments_BT = batch["segments_BT"] if isolate else None
@@ -69,7 +72,12 @@ def forward(
         remat=remat,
         progress=progress,
     )
-    logits_BTV, aux = model(params, inputs_BT, ctx, dtype=dtype)
+    if "carry" in batch:
+        held = entering(batch["carry"], ctx.segments_BT)
+        logits_BTV, aux, held = model.go_on(params, inputs_BT, held, ctx, dtype=dtype)
+        aux = {**aux, "carry": leaving(held)}
+    else:
+        logits_BTV, aux = model(params, inputs_BT, ctx, dtype=dtype)
     return *objective(logits_BTV, batch), aux
 
 
@@ -79,18 +87,21 @@ def initial_state(
     *,
     params: Mapping[str, np.ndarray] | None = None,
     frozen: frozenset[str] = frozenset(),
+    carry: Carry = None,
 ) -> State:
     """State before the first step, as host arrays; from `params` where there are some already.
     Parameters at `frozen` paths are never changed, so nothing is kept for them.
     """
     values = model.initialise(seed) if params is None else params
-    return _state(model, values, lambda shape, dtype: np.zeros(shape, dtype), frozen=frozen)
+    return _state(model, values, np.zeros, frozen=frozen, carry=nothing(carry))
 
 
-def abstract_state(model: Model, *, frozen: frozenset[str] = frozenset()) -> State:
+def abstract_state(
+    model: Model, *, frozen: frozenset[str] = frozenset(), carry: Carry = None
+) -> State:
     """The shape and type of every leaf of the state."""
     params = {p: jax.ShapeDtypeStruct(d.shape, np.float32) for p, d in model.declarations.items()}
-    return _state(model, params, jax.ShapeDtypeStruct, frozen=frozen)
+    return _state(model, params, jax.ShapeDtypeStruct, frozen=frozen, carry=carry)
 
 
 def empty_window(model: Model) -> dict[str, np.ndarray]:
@@ -103,6 +114,7 @@ def _state(
     zeros: Callable[[tuple[int, ...], Any], Any],
     *,
     frozen: frozenset[str],
+    carry: Carry,
 ) -> State:
     def moments() -> dict[str, Any]:
         trained = {path: value for path, value in params.items() if path not in frozen}
@@ -116,6 +128,7 @@ def _state(
         "step": zeros((), np.int32),
         "window": {name: zeros((), np.float32) for name in (*WINDOW, *model.aux)},
         "bad": zeros((), np.int32),
+        **({} if carry is None else {"carry": carry}),
     }
 
 
@@ -144,6 +157,7 @@ def train_step(
 
         def objective(params: Mapping[str, jax.Array], batch: Batch):
             nats, _, aux = loss({**held, **params}, batch, progress=progress)
+            after = aux.pop("carry", None)
             # losses and statistics are means over micro-batches, counts of buffers are sums
             aux = {k: v if k.startswith("buffer/") else v / accumulate for k, v in aux.items()}
             value = jnp.mean(nats / total)  # over the parts of the loss
@@ -152,9 +166,13 @@ def train_step(
                 for k, v in aux.items()
                 if k.startswith("loss/")
             ]
-            return sum(own, start=value), (value, aux)
+            return sum(own, start=value), ((value, aux), after)
 
-        grad = jax.grad(objective, has_aux=True)
+        def grad(params: Mapping[str, jax.Array], batch: Batch):
+            """(gradients, sums) to add up over micro-batches, and what their rows remember."""
+            grads, (seen, after) = jax.grad(objective, has_aux=True)(params, batch)
+            return (grads, seen), after
+
         if accumulate == 1:
             return grad(params, batch)
 
@@ -164,16 +182,24 @@ def train_step(
 
         micro = jax.tree.map(split, dict(batch))
 
-        def body(carry, micro):
-            return jax.tree.map(jnp.add, carry, grad(params, micro)), None
+        def join(x: jax.Array) -> jax.Array:
+            return jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])
 
-        first = jax.eval_shape(grad, params, jax.tree.map(lambda x: x[0], micro))
+        def body(total, micro):
+            more, after = grad(params, micro)
+            return jax.tree.map(jnp.add, total, more), after
+
+        first, _ = jax.eval_shape(grad, params, jax.tree.map(lambda x: x[0], micro))
         zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
-        return jax.lax.scan(body, zero, micro)[0]
+        total, after = jax.lax.scan(body, zero, micro)
+        return total, jax.tree.map(join, after)
 
     def step(state: State, hyper: Hyper, batch: Batch) -> tuple[State, jax.Array]:
         progress = state["step"].astype(jnp.float32) / hyper["steps"]
-        grads, (value, aux) = gradients(state["params"], batch, hyper, progress)
+        carried = {"carry": state["carry"]} if "carry" in state else {}
+        (grads, (value, aux)), after = gradients(
+            state["params"], {**batch, **carried}, hyper, progress
+        )
         rate = learning_rate(state["step"], hyper)
         optimizer = adamw(hyper, model.declarations, learning_rate=rate)
         updates, opt = optimizer.update(grads, state["opt"], state["params"])
@@ -190,6 +216,7 @@ def train_step(
             "step": state["step"] + 1,
             "window": {name: total + seen[name] for name, total in state["window"].items()},
             "bad": jnp.where((state["bad"] == 0) & ~fine, state["step"] + 1, state["bad"]),
+            **({"carry": after} if carried else {}),
         }, value
 
     return step

@@ -39,6 +39,10 @@ class Spec(LayerSpec):
     negative_eigenvalues: bool = False
     chunk: int = Field(default=32, ge=1)  # positions solved at once; the order of sums only
 
+    @property
+    def carries(self) -> bool:
+        return True
+
     def sizes(self, shared: Mapping[str, int]) -> dict[str, int]:
         heads = whole_heads(shared["D"], self.d_head)
         return {"H": heads, "K": self.d_head, "M": self.value_ratio * self.d_head, "W": self.taps}
@@ -69,16 +73,16 @@ class Layer(nnx.Module):
         return {**held, "memory_BHKM": jnp.zeros((rows, H, K, M), jnp.float32)}
 
     def extend(self, x_BTD: jax.Array, state: State, ctx: Context):
-        q, held_q = self.q.extend(x_BTD, state["q"])
-        k, held_k = self.k.extend(x_BTD, state["k"])
-        v, held_v = self.v.extend(x_BTD, state["v"])
+        q, held_q = self.q.extend(x_BTD, state["q"], ctx)
+        k, held_k = self.k.extend(x_BTD, state["k"], ctx)
+        v, held_v = self.v.extend(x_BTD, state["v"], ctx)
         y_BTHM, memory_BHKM = delta_rule(
             query(q),
             unit(k),
             v,
             self._strength(x_BTD),
             None,
-            None,
+            ctx.segments_BT,
             chunk=self.spec.chunk,
             state_BHKM=state["memory_BHKM"],
         )
@@ -116,9 +120,11 @@ class Heads(nnx.Module):
         W, H, K = self.taps.decl.shape[-3:]
         return jnp.zeros((rows, W - 1, H, K), dtype)
 
-    def extend(self, x_BTD: jax.Array, held_BWHK: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def extend(
+        self, x_BTD: jax.Array, held_BWHK: jax.Array, ctx: Context
+    ) -> tuple[jax.Array, jax.Array]:
         x_BTHK = linear(x_BTD, self.project)
-        y_BTHK, held = short_convolution(x_BTHK, self.taps[...], None, state=held_BWHK)
+        y_BTHK, held = short_convolution(x_BTHK, self.taps[...], ctx.segments_BT, state=held_BWHK)
         return jax.nn.silu(y_BTHK), held
 
 

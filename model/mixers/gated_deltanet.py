@@ -38,6 +38,10 @@ class Spec(LayerSpec):
     negative_eigenvalues: bool = False
     chunk: int = Field(default=32, ge=1)  # positions solved at once; the order of sums only
 
+    @property
+    def carries(self) -> bool:
+        return True
+
     def sizes(self, shared: Mapping[str, int]) -> dict[str, int]:
         width, heads = shared["D"], self.key_ratio * shared["D"] / self.d_head
         if not heads.is_integer():
@@ -80,15 +84,15 @@ class Layer(nnx.Module):
         return {**held, "memory_BHKM": jnp.zeros((rows, H, K, M), jnp.float32)}
 
     def extend(self, x_BTD: jax.Array, state: State, ctx: Context):
-        q, held_q = self.q.extend(x_BTD, state["q"])
-        k, held_k = self.k.extend(x_BTD, state["k"])
-        v, held_v = self.v.extend(x_BTD, state["v"])
+        q, held_q = self.q.extend(x_BTD, state["q"], ctx)
+        k, held_k = self.k.extend(x_BTD, state["k"], ctx)
+        v, held_v = self.v.extend(x_BTD, state["v"], ctx)
         y_BTHM, memory_BHKM = delta_rule(
             query(q),
             unit(k),
             v,
             *self._rates(x_BTD),
-            None,
+            ctx.segments_BT,
             chunk=self.spec.chunk,
             state_BHKM=state["memory_BHKM"],
         )

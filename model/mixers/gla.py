@@ -32,6 +32,10 @@ class Spec(LayerSpec):
     gate_divisor: float = Field(default=16.0, gt=0)  # of the logarithm of the decay
     chunk: int = Field(default=64, ge=1, le=512)
 
+    @property
+    def carries(self) -> bool:
+        return True
+
     def sizes(self, shared: Mapping[str, int]) -> dict[str, int]:
         width = shared["D"]
         if width % self.d_head:

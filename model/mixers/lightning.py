@@ -35,6 +35,10 @@ class Spec(LayerSpec):
     gate: Literal["sigmoid", "silu"] = "sigmoid"  # of a projection, on the output
     chunk: int = Field(default=64, ge=1, le=512)
 
+    @property
+    def carries(self) -> bool:
+        return True
+
     def sizes(self, shared: Mapping[str, int]) -> dict[str, int]:
         width = shared["D"]
         if width % self.d_head:

@@ -50,6 +50,10 @@ class Spec(LayerSpec):
                     f"{name}=false, or a feature_map of {', '.join(positive)}"
                 )
 
+    @property
+    def carries(self) -> bool:
+        return True
+
     def sizes(self, shared: Mapping[str, int]) -> dict[str, int]:
         width = shared["D"]
         if width % self.d_head:

@@ -31,6 +31,10 @@ class Spec(LayerSpec):
     d_head: int = Field(default=32, ge=1)  # cells of a group: they are sharded by whole groups
     forget_bias: float = 1.0  # Languini's: cells start with a memory of a few positions
 
+    @property
+    def carries(self) -> bool:
+        return True
+
     def sizes(self, shared: Mapping[str, int]) -> dict[str, int]:
         cells = self.ratio * shared["D"]
         if cells != round(cells) or round(cells) % self.d_head:
@@ -65,7 +69,7 @@ class Layer(nnx.Module):
 
     def extend(self, x_BTD: jax.Array, state: State, ctx: Context):
         f_BTHK, u_BTHK, o_BTHK = self._gates(x_BTD)
-        c_BTHK = linear_recurrence(f_BTHK, u_BTHK, start_BHK=state["c_BHK"])
+        c_BTHK = linear_recurrence(f_BTHK, u_BTHK, ctx.segments_BT, start_BHK=state["c_BHK"])
         return self._out(o_BTHK, c_BTHK, dtype=x_BTD.dtype), {"c_BHK": c_BTHK[:, -1]}, {}
 
     def _gates(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -35,6 +35,10 @@ class Spec(LayerSpec):
     first_decay: int = Field(default=5, ge=1, le=60)  # head h keeps 1 - 2^(-first_decay - h)
     chunk: int = Field(default=64, ge=1, le=512)
 
+    @property
+    def carries(self) -> bool:
+        return self.rotary_theta is None  # angles are those of positions in the row
+
     def sizes(self, shared: Mapping[str, int]) -> dict[str, int]:
         width = shared["D"]
         if width % self.d_head:

@@ -53,6 +53,10 @@ class Spec(LayerSpec):
     norm_epsilon: float = Field(default=64e-5, gt=0)
     chunk: int = Field(default=32, ge=1, le=LARGEST_CHUNK)  # the order of sums only
 
+    @property
+    def carries(self) -> bool:
+        return True
+
     def sizes(self, shared: Mapping[str, int]) -> dict[str, int]:
         heads = whole_heads(shared["D"], self.d_head)
         for name in ("rank", "gate_rank"):
@@ -102,9 +106,7 @@ class Layer(nnx.Module):
         self.out = matrix("out", "H M D", contract="H M", role=scaling.RESIDUAL, init="zeros")
 
     def __call__(self, x_BTD: jax.Array, ctx: Context) -> tuple[jax.Array, dict[str, jax.Array]]:
-        begins_BT = delta.begins(ctx.segments_BT, x_BTD.shape[:2])
-        before_BTD = jnp.pad(x_BTD, ((0, 0), (1, 0), (0, 0)))[:, :-1]
-        before_BTD = jnp.where(begins_BT[..., None], 0, before_BTD)
+        before_BTD = _shifted(x_BTD, jnp.zeros_like(x_BTD[:, 0]), ctx)
         form = naive_dplr if ctx.naive else partial(dplr, chunk=self.spec.chunk)
         form = partial(form, segments_BT=ctx.segments_BT)
         y_BTD, _, aux = self._run(x_BTD, before_BTD, form, ctx)
@@ -118,11 +120,12 @@ class Layer(nnx.Module):
         }
 
     def extend(self, x_BTD: jax.Array, state: State, ctx: Context):
-        before_BTD = jnp.concatenate(
-            [state["before_BD"].astype(x_BTD.dtype)[:, None], x_BTD[:, :-1]], axis=1
-        )
+        before_BTD = _shifted(x_BTD, state["before_BD"], ctx)
         form = partial(
-            dplr, segments_BT=None, chunk=self.spec.chunk, state_BHKM=state["memory_BHKM"]
+            dplr,
+            segments_BT=ctx.segments_BT,
+            chunk=self.spec.chunk,
+            state_BHKM=state["memory_BHKM"],
         )
         y_BTD, memory_BHKM, aux = self._run(x_BTD, before_BTD, form, ctx)
         after_BD = x_BTD[:, -1].astype(state["before_BD"].dtype)
@@ -158,6 +161,13 @@ class Layer(nnx.Module):
         own_BTH1 = jnp.sum(r_BTHK * k_BTHK * self.bonus[...], axis=-1, keepdims=True)
         y_BTHM = (y_BTHM + own_BTH1 * v_BTHM).astype(dtype) * gate_BTHM
         return linear(y_BTHM, self.out), memory_BHKM, aux
+
+
+def _shifted(x_BTD: jax.Array, first_BD: jax.Array, ctx: Context) -> jax.Array:
+    """The position before each one, `first_BD` before the row: 0 where a document begins."""
+    before_BTD = jnp.concatenate([first_BD.astype(x_BTD.dtype)[:, None], x_BTD[:, :-1]], axis=1)
+    begins_BT = delta.begins(ctx.segments_BT, x_BTD.shape[:2])
+    return jnp.where(begins_BT[..., None], 0, before_BTD)
 
 
 def _low_rank(x_BTR: jax.Array, up: Any) -> jax.Array:

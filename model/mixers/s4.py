@@ -45,6 +45,10 @@ class Spec(LayerSpec):
                 f"step_max"
             )
 
+    @property
+    def carries(self) -> bool:
+        return True
+
     def sizes(self, shared: Mapping[str, int]) -> dict[str, int]:
         return {"N": self.d_state // 2}
 
@@ -100,7 +104,9 @@ class Layer(nnx.Module):
     def extend(self, x_BTD: jax.Array, state: State, ctx: Context):
         held_BDN = jax.lax.complex(state["re_BDN"], state["im_BDN"])
         u_BTD = x_BTD.astype(jnp.float32)
-        y_BTD, held_BDN = structured.recurrence(self._system(), u_BTD, None, state_BDN=held_BDN)
+        y_BTD, held_BDN = structured.recurrence(
+            self._system(), u_BTD, ctx.segments_BT, state_BDN=held_BDN
+        )
         return self._out(x_BTD, y_BTD), {"re_BDN": held_BDN.real, "im_BDN": held_BDN.imag}, {}
 
     def _system(self) -> structured.System:

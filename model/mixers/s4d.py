@@ -49,6 +49,10 @@ class Spec(LayerSpec):
                 f"step_max"
             )
 
+    @property
+    def carries(self) -> bool:
+        return True
+
     def sizes(self, shared: Mapping[str, int]) -> dict[str, int]:
         return {"N": self.d_state // 2}
 
@@ -114,7 +118,7 @@ class Layer(nnx.Module):
             u_BTD,
             decay_DN,
             weight_DN,
-            None,
+            ctx.segments_BT,
             chunk=self._chunk(x_BTD),
             state_BDN=jax.lax.complex(state["re_BDN"], state["im_BDN"]),
         )

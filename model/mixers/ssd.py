@@ -51,6 +51,10 @@ class Spec(LayerSpec):
                     f"{low} of at most {getattr(self, high)}"
                 )
 
+    @property
+    def carries(self) -> bool:
+        return True
+
     def sizes(self, shared: Mapping[str, int]) -> dict[str, int]:
         width = self.expand * shared["D"]
         if width % self.d_head:

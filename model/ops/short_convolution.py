@@ -35,6 +35,9 @@ def short_convolution(
             term_BTC = jnp.where(_over(same_BT, term_BTC), term_BTC, 0)
         y_BTC = y_BTC + term_BTC
     after = past_BSC[:, T:]
+    if segments_BT is not None:  # of the last position's document
+        own_BS = jnp.pad(segments_BT, ((0, 0), (W - 1, 0)), mode="edge")[:, T:]
+        after = jnp.where(_over(own_BS == segments_BT[:, -1:], after), after, 0)
     return y_BTC.astype(x_BTC.dtype), after if state is None else after.astype(state.dtype)
 
 

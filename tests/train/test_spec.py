@@ -77,7 +77,10 @@ def test_every_number_of_the_science_changes_the_id():
     from train.paths import flatten
 
     spec, seen = RunSpec(model=build("dense")), {}
-    needed = {"model.causal": {"objective": "masked_diffusion", "model.extra_inputs": 2}}
+    needed = {
+        "model.causal": {"objective": "masked_diffusion", "model.extra_inputs": 2},
+        "data.carry_state": {"data.order": "contiguous", "model.repeat.0.mixer": "quasi_lstm"},
+    }
     for path, value in flatten(to_dict(spec)).items():
         if path.startswith("execution.") or changed(value) is None:
             continue
@@ -170,7 +173,7 @@ def test_a_newer_format_is_refused():
         ("seed=4294967296", "seed: 4294967296; input should be less than 2147483648"),
         ("data.sources.0.path=x", "the embedded corpus takes no path"),
         ("data.sources.0.kind=text", "a text source needs a path"),
-        ("execution.mesh.data=3", "execution.mesh data x fsdp = 3 does not divide the 32"),
+        ("execution.mesh.data=3", "execution.mesh data x fsdp x expert = 3 does not divide the 32"),
         ("execution.accumulate=5", "execution.accumulate 5 does not divide the 32"),
         ("model.d_model=100", "d_head 16 does not divide d_model 100; write a divisor of 100"),
         ("model.repeat.0.mixer.queries_per_kv=3", "queries_per_kv 3 does not divide the 8 heads"),

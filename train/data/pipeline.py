@@ -18,9 +18,10 @@ import grain
 import numpy as np
 
 from parallelism.errors import InputError
+from train.data.contiguous import Contiguous, contiguous, following, held_out_rows
 from train.data.corpus import Corpus, open_corpus
 from train.data.pairs import PairCorpus, PairSide, open_pairs, take_pairs
-from train.data.rows import Batch, Rows, take_side
+from train.data.rows import Batch, Rows, Side, take_side
 from train.data.split import held_out
 from train.data.task import HELD_OUT, TRAIN, TaskRows, TaskSpec
 from train.data.tokenizers import load_tokenizer
@@ -51,7 +52,10 @@ class Data:
         size = self._share(process_count)
         start = self.first + step * self.sequences_per_batch + process_index * size
         order = self.order
-        return _rows(self.train, np.array([order[i] for i in range(start, start + size)]))
+        numbers_B = np.array([order[i] for i in range(start, start + size)])
+        if isinstance(order, Contiguous):
+            return following(_only(self.train), numbers_B)
+        return _rows(self.train, numbers_B)
 
     @property
     def validation_sets(self) -> tuple[str, ...]:
@@ -65,18 +69,23 @@ class Data:
         """About `tokens` held-out tokens in whole batches: the same rows in every run.
 
         ceil(tokens / T) rows, or all there are, spread evenly over the documents; the last batch is
-        filled up with rows of weight 0. The seed has no part in it.
+        filled up with rows of weight 0. The seed has no part in it. In contiguous order each row of
+        the batches reads a stretch of the documents from its beginning on.
         """
         sides = self._sides(name)
         size = self._share(process_count)
         available = sum(s.n_rows for s in sides)
         n = min(-(-tokens // self.spec.seq_len), available)
+        low = process_index * size
+        if isinstance(self.order, Contiguous):
+            found = held_out_rows(available, width=self.sequences_per_batch, wanted=n)
+            return (following(_only(sides), rows_B[low : low + size]) for rows_B in found)
         numbers = np.arange(n) * available // n
 
         def batches() -> Iterator[Batch]:
             for at in range(0, n, self.sequences_per_batch):
-                low = at + process_index * size
-                yield _padded(_rows(sides, numbers[low : low + size]), size)
+                here = at + low
+                yield _padded(_rows(sides, numbers[here : here + size]), size)
 
         return batches()
 
@@ -243,7 +252,9 @@ def open_data(
         corpora=tuple(corpora),
         train=tuple(train),
         held_out=tuple(val),
-        order=_order([s.n_rows for s in train], [s.weight for s in spec.sources], seed=seed),
+        order=contiguous(_only(tuple(train)), width=sequences_per_batch, seed=seed)
+        if spec.order == "contiguous"
+        else _order([s.n_rows for s in train], [s.weight for s in spec.sources], seed=seed),
     )
 
 
@@ -283,6 +294,12 @@ def _order(n_rows: list[int], weights: list[float], *, seed: int) -> Any:
         parts.append(part)
         first += n
     return parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights)
+
+
+def _only(sides: tuple[Rows, ...]) -> Side:
+    (side,) = sides
+    assert isinstance(side, Side)  # train/carry_check.py refuses tasks and mixtures
+    return side
 
 
 def _rows(sides: tuple[Rows, ...], numbers_B: np.ndarray) -> Batch:
