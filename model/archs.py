@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from model.pattern import unit
+from model.series_spec import SeriesSpec
 from model.spec import (
     BlockSpec,
     EncoderSpec,
@@ -112,6 +113,38 @@ def sliding_window(d_model: int = 128) -> ModelSpec:
         ffn=_ffn("swiglu"),
     )
     return _plain("sliding_window", d_model, block)
+
+
+def time_moe(d_model: int = 128) -> ModelSpec:
+    """Time-MoE (Shi et al. 2024, arXiv 2409.16040): reads and forecasts real numbers
+    (train/objectives/forecast.py). Two of eight SwiGLU experts of twice the width, beside one of
+    four times the width that a sigmoid of the position opens; biases of queries, keys and values;
+    heads for the next 1, 8, 32 and 64 numbers.
+
+    The official balance loss is 2 (the chosen) times ours, a mean over layers where ours is a sum,
+    and weighs 0.02. Differs: it is even in each layer and not over all together; muP and its start
+    of the weights (the release: normal 0.02); a learned vector for a missing number; a layer
+    for each 32 of width, as its smallest size has (768 has 12 there, and 1024 36); heads of 16 up
+    to width 512, where it has 32.
+    """
+    n_layers = max(2, round(d_model / 32))
+    ffn = _ffn(
+        "moe",
+        experts=8,
+        chosen=2,
+        shared=2,
+        shared_gate=True,
+        ratio=2.0,
+        balance_weight=0.02 * 2 / n_layers,
+        z_weight=0.0,
+    )
+    mixer = _mixer("attention", d_head=_d_head(d_model), qkv_bias=True)
+    block = BlockSpec(mixer=mixer, ffn=ffn)
+    return replace(
+        _plain("time_moe", d_model, block, n_layers=n_layers),
+        objective="forecast",
+        series=SeriesSpec(),
+    )
 
 
 def diffusion(d_model: int = 128) -> ModelSpec:

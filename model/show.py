@@ -68,8 +68,7 @@ class Shown:
         rule = self.spec.parametrisation
         head = (
             f"{self.spec.arch}: d_model {self.spec.d_model}, {self.spec.n_layers} layers, "
-            f"vocabulary "
-            f"{self.spec.vocab}, parametrisation {rule.kind}"
+            f"{_said(self.spec)}, parametrisation {rule.kind}"
             + (f" relative to d_model {rule.base_d_model}" if rule.kind == "mup" else "")
         )
         totals = [f"parameters  {k:22} {v:>16,}" for k, v in self.counts.params.items()]
@@ -130,6 +129,12 @@ def show(
     ]
     counts = count(spec, seq_len=seq_len, source_len=source_len)
     return Shown(spec=spec, seq_len=seq_len, source_len=source_len, counts=counts, rows=rows)
+
+
+def _said(spec: ModelSpec) -> str:
+    if spec.series is None:
+        return f"vocabulary {spec.vocab}"
+    return f"real values, horizons {', '.join(map(str, spec.series.horizons))}"
 
 
 def _multiplier(value: float | None) -> str:

@@ -240,6 +240,14 @@ def batch(
     return {k: jnp.asarray(v) for k, v in named.items()}
 
 
+def inputs(spec: ModelSpec, rows: int, seq_len: int, *, seed: int = 0) -> jax.Array:
+    """What a model of this spec reads: random ids, or random numbers."""
+    rng = np.random.default_rng(seed)
+    if spec.series is not None:
+        return jnp.asarray(rng.standard_normal((rows, seq_len)), jnp.float32)
+    return jnp.asarray(rng.integers(0, spec.vocab, (rows, seq_len)), jnp.int32)
+
+
 def trained_params(model: Model, seed: int = 0) -> dict[str, jax.Array]:
     """Initial values moved a little, so that a zero readout hides nothing."""
     rng = np.random.default_rng(seed + 1)

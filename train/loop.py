@@ -303,7 +303,7 @@ def _ended(run: RunDir) -> Outcome | None:
 
 def open_text(spec: RunSpec, *, cache: Path) -> Data:
     """The data of a run, tokenised or found under `cache`."""
-    return open_data(
+    data = open_data(
         spec.data,
         seed=spec.seed,
         sequences_per_batch=spec.sequences_per_batch,
@@ -311,6 +311,11 @@ def open_text(spec: RunSpec, *, cache: Path) -> Data:
         vocab=spec.model.vocab,
         reserved=spec.objective.reserved,
     )
+    if data.has_missing and spec.model.series is not None and not spec.model.series.missing:
+        raise InputError(
+            "model.series.missing", False, "numbers of the sources are missing; write true"
+        )
+    return data
 
 
 def _check_text(spec: RunSpec, run: RunDir, *, cache: Path) -> None:

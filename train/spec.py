@@ -42,6 +42,7 @@ ADDED_SINCE_FORMAT_1: dict[str, Any] = {
     "model.last.*.cross": None,
     "data.sources.*.source_column": None,
     "data.source_len": None,
+    **{f"model.{part}.*.mixer:attention.qkv_bias": False for part in ("first", "repeat", "last")},
     "start": None,
     "data.order": "shuffled",
     "data.carry_state": False,
@@ -113,15 +114,13 @@ class SourceSpec:
 
 
 TEXTS = get_args(get_type_hints(SourceSpec)["kind"])
-# What a text source says and a task has no use for: left over where only the kind was changed.
-_OF_TEXTS = {"path": None, "column": "text", "source_column": None}
 
 
 def _source(value: Any) -> Any:
-    """A SourceSpec, or the Spec of the task (train/data/tasks) that the kind names."""
+    """A SourceSpec, or the Spec that the kind names (train/data/tasks, train/data/values)."""
     from train.data import task  # which reads corpora by this file's specs
 
-    if isinstance(value, SourceSpec | task.TaskSpec):
+    if isinstance(value, SourceSpec | task.TaskSpec | task.ValueSource):
         return value
     if not isinstance(value, dict):
         raise PydanticCustomError(
@@ -131,7 +130,8 @@ def _source(value: Any) -> Any:
     kind = value.get("kind", TEXTS[0])
     if isinstance(kind, str) and kind not in TEXTS:
         made = task.resolve(kind, others=TEXTS)
-        value = {k: v for k, v in value.items() if k not in _OF_TEXTS or v != _OF_TEXTS[k]}
+    others = [SourceSpec, *(task.resolve(name, others=TEXTS) for name in task.names())]
+    value = _without_defaults(value, of=others, own=made)
     try:
         return TypeAdapter(made).validate_python(value)
     except ValidationError as error:
@@ -140,6 +140,21 @@ def _source(value: Any) -> Any:
             "fields": [f.name for f in fields(made)],
         }
         raise PydanticCustomError("nested", "invalid source", known) from None
+
+
+def _without_defaults(value: dict[str, Any], *, of: list[type], own: type) -> dict[str, Any]:
+    """Leave out what only other kinds say, where it is their default: it was left over where no
+    more than the kind was changed.
+    """
+    left = [(f.name, f.default) for kind in of for f in fields(kind)]
+    defaults = {(name, str(getattr(default, "default", default))) for name, default in left}
+    known = {f.name for f in fields(own)}
+
+    def kept(name: str, given: Any) -> bool:
+        shown = str(tuple(given) if isinstance(given, list) else given)
+        return name in known or (name, shown) not in defaults
+
+    return {k: v for k, v in value.items() if kept(k, v)}
 
 
 def _dump(value: Any) -> Any:
@@ -216,7 +231,7 @@ class RunSpec:
     execution: ExecutionSpec = Field(default_factory=ExecutionSpec)
 
     def __post_init__(self):
-        objective = _objective(self.objective or self.model.objective)
+        objective = _objective(self.objective or self.model.objective).of(self.model)
         object.__setattr__(self, "objective", objective)  # None was the model's own
         object.__setattr__(self, "data", self.data or objective.data)
         data, budget, execution = self.data, self.budget, self.execution

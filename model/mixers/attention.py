@@ -32,7 +32,8 @@ class Spec(LayerSpec):
     queries_per_kv: int = Field(default=1, ge=1)  # query heads that share one key-value head
     rotary_theta: float | None = Field(default=10_000.0, gt=0)  # None: no rotary positions
     qk_norm: bool = False
-    bias: bool = False
+    bias: bool = False  # of queries, keys, values and the output
+    qkv_bias: bool = False  # of the first three alone (Qwen2, Time-MoE)
     # static blocks of queries, each compiled by itself; changes the order of sums only
     query_blocks: int = Field(default=2, ge=1, le=64)
 
@@ -76,10 +77,11 @@ class Layer(nnx.Module):
         if spec.qk_norm:
             self.q_gain = declare.vector("q_gain", "K", init="ones")
             self.k_gain = declare.vector("k_gain", "K", init="ones")
-        if spec.bias:
+        if spec.bias or spec.qkv_bias:
             self.q_bias = declare.vector("q_bias", "H K", init="zeros")
             self.k_bias = declare.vector("k_bias", "J K", init="zeros")
             self.v_bias = declare.vector("v_bias", "J K", init="zeros")
+        if spec.bias:
             self.out_bias = declare.vector("out_bias", "D", init="zeros")
         self.scale = scaling.attention_scale(declare.rule, per_head=declare.sizes["K"])
         self.prefix = prefix(declare)
@@ -138,7 +140,7 @@ class Layer(nnx.Module):
     def _heads(self, x_BTD: jax.Array, ctx: Context) -> tuple[jax.Array, jax.Array, jax.Array]:
         spec, dtype = self.spec, x_BTD.dtype
         q_BTHK, k_BTJK, v_BTJK = linear(x_BTD, self.q), linear(x_BTD, self.k), linear(x_BTD, self.v)
-        if spec.bias:
+        if spec.bias or spec.qkv_bias:
             q_BTHK = q_BTHK + self.q_bias[...].astype(dtype)
             k_BTJK = k_BTJK + self.k_bias[...].astype(dtype)
             v_BTJK = v_BTJK + self.v_bias[...].astype(dtype)

@@ -8,6 +8,7 @@ import pytest
 from model import archs
 from model.spec import Parametrisation
 from train.coordinates import FLAT, Check, coordinate_check
+from train.objectives import resolve
 from train.spec import DataSpec, RunSpec, SourceSpec
 
 WIDTHS = (32, 64, 128)
@@ -21,6 +22,10 @@ WIDER = {"gla": (64, 128, 256)}
 SEEDS = {"moe": 6, "chain_of_experts": 6}
 
 
+def series() -> DataSpec:
+    return replace(resolve("forecast")().data, seq_len=128)  # its farthest head looks 64 ahead
+
+
 def check(name: str, kind: str, corpus: SourceSpec, cache: Path) -> Check:
     widths = WIDER.get(name, WIDTHS)
     # untied: a tied table starts at random, and that share of the logits falls as width^-1/2 before
@@ -29,9 +34,10 @@ def check(name: str, kind: str, corpus: SourceSpec, cache: Path) -> Check:
     ends = len(spec.first) + len(spec.last)
     n_layers = ends + len(spec.repeat) * max(1, (2 - ends) // len(spec.repeat))
     rule = Parametrisation(kind=kind, base_d_model=widths[0])  # pyright: ignore[reportArgumentType]
+    text = DataSpec(sources=(corpus,), seq_len=32)
     run = RunSpec(
         model=replace(spec, n_layers=n_layers, parametrisation=rule),
-        data=DataSpec(sources=(corpus,), seq_len=32),
+        data=text if spec.series is None else series(),
     )
     return coordinate_check(run, cache=cache, widths=widths, seeds=SEEDS.get(name, 2))
 

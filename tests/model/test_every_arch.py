@@ -12,7 +12,7 @@ from model import archs
 from model.context import Context
 from model.decoder import Model, build
 from model.spec import ModelSpec
-from tests.properties import assert_close, trained_params
+from tests.properties import assert_close, inputs, trained_params
 
 T, WIDTH = 12, 32
 OFTEN = (
@@ -58,40 +58,40 @@ def start(model: Model, params):
 
 
 @partial(jax.jit, static_argnums=0)
-def forward(model: Model, params, tokens_BT, segments_BT=None):
-    positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1])[None], tokens_BT.shape)
+def forward(model: Model, params, inputs_BT, segments_BT=None):
+    positions_BT = jnp.broadcast_to(jnp.arange(inputs_BT.shape[1])[None], inputs_BT.shape)
     ctx = Context(
         positions_BT=positions_BT, segments_BT=segments_BT, layers="scan", **source(model.spec)
     )
-    return model(params, tokens_BT, ctx, dtype=jnp.float32)[0]
+    return model(params, inputs_BT, ctx, dtype=jnp.float32)[0]
 
 
 @partial(jax.jit, static_argnums=0)
-def extend(model: Model, params, tokens_BT, state):
-    return model.extend(params, tokens_BT, state, dtype=jnp.float32)
+def extend(model: Model, params, inputs_BT, state):
+    return model.extend(params, inputs_BT, state, dtype=jnp.float32)
 
 
 @causal
 def test_a_prefill_and_single_steps_give_the_logits_of_the_whole_text(name: str):
     model = small(name)
     params = trained_params(model)
-    tokens_BT = jnp.asarray(np.random.default_rng(0).integers(0, model.spec.vocab, (2, T)))
+    inputs_BT = inputs(model.spec, 2, T)
     state, out = start(model, params), []
     for begin, end in ((0, 7), *((t, t + 1) for t in range(7, T))):
-        logits_BTV, state = extend(model, params, tokens_BT[:, begin:end], state)
+        logits_BTV, state = extend(model, params, inputs_BT[:, begin:end], state)
         out.append(logits_BTV)
     assert int(state["position"]) == T
-    assert_close(jnp.concatenate(out, axis=1), forward(model, params, tokens_BT))
+    assert_close(jnp.concatenate(out, axis=1), forward(model, params, inputs_BT))
 
 
 @causal
 def test_a_token_changes_its_own_logits_and_later_ones_and_none_of_another_document(name: str):
     model = small(name)
     params = trained_params(model)
-    tokens_BT = jnp.asarray(np.random.default_rng(0).integers(0, model.spec.vocab, (2, T)))
+    inputs_BT = inputs(model.spec, 2, T)
     segments_BT = jnp.asarray([[0] * 8 + [1] * 4, [0] * 3 + [1] * 9])
-    changed_BT = tokens_BT.at[:, 5].set((tokens_BT[:, 5] + 1) % model.spec.vocab)
-    before = forward(model, params, tokens_BT, segments_BT)
+    changed_BT = inputs_BT.at[:, 5].set((inputs_BT[:, 5] + 1) % model.spec.vocab)
+    before = forward(model, params, inputs_BT, segments_BT)
     after = forward(model, params, changed_BT, segments_BT)
     moved_BT = np.asarray(jnp.any(before != after, axis=-1))
     assert not moved_BT[:, :5].any() and not moved_BT[0, 8:].any()
@@ -102,10 +102,10 @@ def test_a_token_changes_its_own_logits_and_later_ones_and_none_of_another_docum
 def test_both_ways_a_token_changes_the_logits_of_its_document_and_of_no_other(name: str):
     model = small(name)
     params = trained_params(model)
-    tokens_BT = jnp.asarray(np.random.default_rng(0).integers(0, model.spec.vocab, (2, T)))
+    inputs_BT = inputs(model.spec, 2, T)
     segments_BT = jnp.asarray([[0] * 8 + [1] * 4, [0] * 3 + [1] * 9])
-    changed_BT = tokens_BT.at[:, 5].set((tokens_BT[:, 5] + 1) % model.spec.vocab)
-    before = forward(model, params, tokens_BT, segments_BT)
+    changed_BT = inputs_BT.at[:, 5].set((inputs_BT[:, 5] + 1) % model.spec.vocab)
+    before = forward(model, params, inputs_BT, segments_BT)
     moved_BT = np.asarray(
         jnp.any(before != forward(model, params, changed_BT, segments_BT), axis=-1)
     )
@@ -113,5 +113,5 @@ def test_both_ways_a_token_changes_the_logits_of_its_document_and_of_no_other(na
     assert moved_BT[1, 3:].all() and not moved_BT[1, :3].any()
     with pytest.raises(ValueError, match="not causal"):
         model.extend(
-            params, tokens_BT, model.start(2, length=T, dtype=jnp.float32), dtype=jnp.float32
+            params, inputs_BT, model.start(2, length=T, dtype=jnp.float32), dtype=jnp.float32
         )

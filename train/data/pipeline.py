@@ -25,6 +25,7 @@ from train.data.rows import Batch, Rows, Side, take_side
 from train.data.split import held_out
 from train.data.task import HELD_OUT, TRAIN, TaskRows, TaskSpec
 from train.data.tokenizers import load_tokenizer
+from train.data.windows import Opened, ValueSource
 from train.spec import DataSpec
 
 WHOLE = "val"  # the held-out documents of all sources together
@@ -39,7 +40,7 @@ class Data:
     sequences_per_batch: int
     n_vocab: int
     tokenizer: str
-    corpora: tuple[Corpus | PairCorpus | TaskSpec, ...] = field(repr=False)
+    corpora: tuple[Corpus | PairCorpus | TaskSpec | Opened, ...] = field(repr=False)
     train: tuple[Rows, ...] = field(repr=False)
     held_out: tuple[Rows, ...] = field(repr=False)
     order: Any = field(
@@ -108,6 +109,11 @@ class Data:
         return all(isinstance(side, TaskRows) for side in self._sides(name))
 
     @property
+    def has_missing(self) -> bool:
+        """Whether numbers of a series are, or can be, missing."""
+        return any(isinstance(c, Opened) and c.missing for c in self.corpora)
+
+    @property
     def rows_per_epoch(self) -> int:
         return sum(s.n_rows for s in self.train)
 
@@ -129,7 +135,7 @@ class Data:
             sources.append(
                 {
                     "kind": spec.kind,
-                    "path": None if isinstance(spec, TaskSpec) else spec.path,
+                    "path": vars(spec).get("path"),  # None where it is generated
                     "share": spec.weight / share,
                     "fingerprint": corpus.fingerprint,
                     "documents": {k: s.n_documents for k, s in sides.items()},
@@ -203,19 +209,22 @@ def open_data(
     `vocab` is the model's: ids must lie below it, and below the `reserved` ones at its end.
     """
     fields = [f"data.sources.{i}" for i in range(len(spec.sources))]
-    texts = [s for s in spec.sources if not isinstance(s, TaskSpec)]
+    texts = [s for s in spec.sources if not isinstance(s, TaskSpec | ValueSource)]
     tokenizer = load_tokenizer(spec.tokenizer)
-    corpora = [
-        source
-        if isinstance(source, TaskSpec)
-        else (open_corpus if source.source_column is None else open_pairs)(
-            source, tokenizer=tokenizer, cache=cache, field=name
-        )
-        for source, name in zip(spec.sources, fields, strict=True)
-    ]
+
+    def opened(source: Any, name: str) -> Corpus | PairCorpus | TaskSpec | Opened:
+        if isinstance(source, TaskSpec):
+            return source
+        if isinstance(source, ValueSource):
+            return source.open(seq_len=spec.seq_len, validation=spec.validation, field=name)
+        read = open_corpus if source.source_column is None else open_pairs
+        return read(source, tokenizer=tokenizer, cache=cache, field=name)
+
+    corpora = [opened(*pair) for pair in zip(spec.sources, fields, strict=True)]
     # token files bring their own ids; only a tokeniser that was asked for must agree with them
     any_ids = spec.tokenizer == "bytes" and all(s.kind == "tokens" for s in texts)
-    named = {f: c for f, c in zip(fields, corpora, strict=True) if not isinstance(c, TaskSpec)}
+    read = [not isinstance(c, TaskSpec | Opened) for c in corpora]
+    named = {f: c for f, c, own in zip(fields, corpora, read, strict=True) if own}
     expected = next(iter(named.values())) if any_ids and named else tokenizer
     _check_vocab(fields, corpora, vocab=vocab, reserved=reserved)
     _check_ids(named, expected=(expected.n_vocab, expected.end_of_document))
@@ -228,6 +237,10 @@ def open_data(
         if isinstance(corpus, TaskSpec):
             train.append(TaskRows(corpus, spec.seq_len, TRAIN, spec.source_length))
             val.append(TaskRows(corpus, spec.seq_len, HELD_OUT, spec.source_length))
+            continue
+        if isinstance(corpus, Opened):
+            train.append(corpus.train)
+            val.append(corpus.held_out)
             continue
         mask_N = split[name]
         for sides, keep_N, what in ((train, ~mask_N, "training"), (val, mask_N, "validation")):
@@ -247,7 +260,7 @@ def open_data(
         spec=spec,
         seed=seed,
         sequences_per_batch=sequences_per_batch,
-        n_vocab=max(c.n_vocab for c in corpora),
+        n_vocab=max(c.n_vocab for c in corpora),  # 0 where nothing has ids
         tokenizer=spec.tokenizer if not any_ids else "tokens" if texts else "none",
         corpora=tuple(corpora),
         train=tuple(train),

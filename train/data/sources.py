@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from parallelism.errors import InputError, nearest
 from train.spec import SourceSpec
@@ -32,6 +33,7 @@ ENDINGS = {
     "jsonl": (".jsonl", ".jsonl.gz"),
     "parquet": (".parquet",),
     "tokens": (".bin", ".npy"),
+    "series": (".csv", ".parquet", ".npy"),
 }
 
 
@@ -61,8 +63,9 @@ class SourceFile:
     path: Path
 
 
-def files_of(source: SourceSpec, *, field: str) -> list[SourceFile]:
-    """The files of a source by relative path; raises InputError when there is none.
+def files_of(source: Any, *, field: str) -> list[SourceFile]:
+    """The files of a source, which has a kind and a path, by relative path; raises InputError when
+    there is none.
 
     `field` is the dotted path of the source in the spec, for messages.
     """

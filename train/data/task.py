@@ -22,6 +22,7 @@ from pydantic_core import PydanticCustomError
 from parallelism.axes import SPEC
 from parallelism.errors import nearest
 from train.data.rows import Batch
+from train.data.windows import ValueSource
 
 # Rows of the two sides: practically endless for training, what an evaluation can want of the other.
 # A training row and a held-out one are drawn apart; of a task with few different rows some agree.
@@ -127,17 +128,25 @@ def fractions(bits: np.ndarray) -> np.ndarray:
     return ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
 
 
+# files here are kinds of sources: tasks, and series of real numbers
+ROOMS = ("train.data.tasks", "train.data.values")
+
+
 def names() -> list[str]:
-    """The tasks that have a file here."""
-    return sorted(m.name for m in pkgutil.iter_modules(importlib.import_module(ROOM).__path__))
+    """The kinds that have a file of their own."""
+    return sorted(m.name for room in ROOMS for m in pkgutil.iter_modules(_path(room)))
 
 
-ROOM = "train.data.tasks"
+def _path(room: str) -> Any:
+    return importlib.import_module(room).__path__
 
 
 def resolve(kind: str, *, others: tuple[str, ...]) -> Any:
-    """The Spec of a task: of a file in tasks/, or of a dotted module of the user's own."""
-    name = kind if "." in kind else f"{ROOM}.{kind}"
+    """The Spec of a kind: of a file in tasks/ or values/, or of a dotted module of the user's
+    own.
+    """
+    held = [room for room in ROOMS if kind in {m.name for m in pkgutil.iter_modules(_path(room))}]
+    name = kind if "." in kind else f"{(held or ROOMS)[0]}.{kind}"
     hint = {"hint": nearest(kind, [*others, *names()])}
     unknown = "unknown kind; {hint}, or the dotted name of a module of your own"
     if not all(part.isidentifier() for part in name.split(".")):
@@ -146,13 +155,14 @@ def resolve(kind: str, *, others: tuple[str, ...]) -> Any:
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not name.startswith(error.name):
-            raise  # the task's file exists, and lacks a package of its own
+            raise  # the file exists, and lacks a package of its own
         raise PydanticCustomError("unknown_kind", unknown, hint) from None
     spec = vars(module).get("Spec")
-    if not (isinstance(spec, type) and issubclass(spec, TaskSpec)):
+    if not (isinstance(spec, type) and issubclass(spec, TaskSpec | ValueSource)):
         raise PydanticCustomError(
             "unknown_kind",
-            "module {name} has no Spec that is a TaskSpec, so it is no source; {hint}",
+            "module {name} has no Spec that is a TaskSpec or a ValueSource, so it is no source; "
+            "{hint}",
             {"name": name, **hint},
         )
     return spec

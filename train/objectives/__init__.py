@@ -147,6 +147,10 @@ class ObjectiveSpec:
         """
         return False
 
+    def of(self, model: ModelSpec) -> "ObjectiveSpec":
+        """This objective, which may have to know what the model is."""
+        return self
+
     @property
     def data(self) -> DataSpec:
         """What a run of it reads, where nothing is said."""
