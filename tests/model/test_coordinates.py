@@ -23,7 +23,9 @@ SEEDS = {"moe": 6, "chain_of_experts": 6}
 
 
 def series() -> DataSpec:
-    return replace(resolve("forecast")().data, seq_len=128)  # its farthest head looks 64 ahead
+    return replace(
+        resolve("forecast")(kind="forecast").data, seq_len=128
+    )  # its farthest head looks 64 ahead
 
 
 def check(name: str, kind: str, corpus: SourceSpec, cache: Path) -> Check:

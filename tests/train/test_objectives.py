@@ -25,6 +25,7 @@ ARCHS = {
     "masked_diffusion": "diffusion",
     "span_mixture": "span_mixture",
     "translation": "encoder_decoder",
+    "forecast": "time_moe",
 }
 KINDS = ("next_token", "masked_diffusion", "span_mixture")  # of rows of text
 

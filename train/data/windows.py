@@ -114,6 +114,7 @@ def split(
     width, context = seq_len + 1, context_of(seq_len)
     asked = width - context  # numbers that a held-out row asks for
     train, held = _Side(seq_len), _Side(seq_len)
+    mask_N = np.zeros(len(series), bool)
     if by == "series":
         hashes_N = np.array([identity_hash(s.digest) for s in series], np.uint64)
         if len(np.unique(hashes_N)) < 2:

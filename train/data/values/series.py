@@ -162,13 +162,12 @@ def _is_number(value: Any) -> bool:
 
 
 def _check_order(time: Any, name: str | None, path: Path) -> None:
-    import pyarrow.compute as pc
-
-    times = time.combine_chunks()
-    falls = pc.less(times.slice(1), times.slice(0, max(0, len(times) - 1)))
-    if times.null_count or pc.any(falls).as_py():
-        at = pc.index(falls, True).as_py() + 2 if not times.null_count else 1
-        said = f"{name} goes back at row {at}" if not times.null_count else f"{name} has gaps"
+    if time.null_count:
+        raise InputError(str(path), f"{name} is empty in a row", "write when it was in every row")
+    times_N = time.to_numpy()
+    (back,) = np.nonzero(times_N[1:] < times_N[:-1])
+    if len(back):
+        said = f"{name} goes back, from {times_N[back[0]]} to {times_N[back[0] + 1]}"
         raise InputError(str(path), said, "sort the rows by time")
 
 
