@@ -223,8 +223,8 @@ def open_data(
     corpora = [opened(*pair) for pair in zip(spec.sources, fields, strict=True)]
     # token files bring their own ids; only a tokeniser that was asked for must agree with them
     any_ids = spec.tokenizer == "bytes" and all(s.kind == "tokens" for s in texts)
-    read = [not isinstance(c, TaskSpec | Opened) for c in corpora]
-    named = {f: c for f, c, own in zip(fields, corpora, read, strict=True) if own}
+    pairs = zip(fields, corpora, strict=True)
+    named = {name: c for name, c in pairs if isinstance(c, Corpus | PairCorpus)}
     expected = next(iter(named.values())) if any_ids and named else tokenizer
     _check_vocab(fields, corpora, vocab=vocab, reserved=reserved)
     _check_ids(named, expected=(expected.n_vocab, expected.end_of_document))
