@@ -52,21 +52,33 @@ class Drawing:
 class Programs:
     """Compiled for one length of prompt and number of rows."""
 
-    prefill: Callable[..., Any]  # (params, prompt_BT) -> (state, last token)
+    prefill: Callable[..., Any]  # (params, prompt_BT, source_BS or None) -> (state, last token)
     # (params, state, token_B, ended_B, limit, knobs) -> the same three, tokens drawn, piece_BC
     stream: Callable[..., Any]
 
 
 def programs(
-    model: Model, params: Any, *, given: int, tokens: int, rows: int, ids: int, end: int, dtype: Any
+    model: Model,
+    params: Any,
+    *,
+    given: int,
+    tokens: int,
+    rows: int,
+    ids: int,
+    end: int,
+    dtype: Any,
+    source: int | None = None,
 ) -> Programs:
     """Compile what draws up to `tokens` after `given` in each row; `ids` are spelled by the
-    tokeniser, and `end` ends a document."""
+    tokeniser, and `end` ends a document. `source` is the length of what an encoder reads."""
     legal_V = jnp.arange(model.spec.vocab) < ids
     room = given + tokens
 
-    def prefill(params: Any, prompt_BT: jax.Array):
-        state = model.start(rows, length=room, dtype=dtype)
+    def prefill(params: Any, prompt_BT: jax.Array, source_BS: jax.Array | None):
+        if source_BS is None:
+            state = model.start(rows, length=room, dtype=dtype)
+        else:
+            state = model.read(params, source_BS, length=room, dtype=dtype)
         if given > 1:  # the last token of the prompt is the first that the loop reads
             _, state = model.extend(params, prompt_BT[:, :-1], state, dtype=dtype)
         return state, prompt_BT[:, -1]
@@ -92,8 +104,9 @@ def programs(
         return state, token_B, ended_B, i, piece_BC
 
     prompt_BT = jax.ShapeDtypeStruct((rows, given), jnp.int32)
-    filling = jax.jit(prefill).lower(params, prompt_BT)
-    state, token_B = jax.eval_shape(prefill, params, prompt_BT)
+    source_BS = None if source is None else jax.ShapeDtypeStruct((rows, source), jnp.int32)
+    filling = jax.jit(prefill).lower(params, prompt_BT, source_BS)
+    state, token_B = jax.eval_shape(prefill, params, prompt_BT, source_BS)
     ended_B = jax.ShapeDtypeStruct((rows,), bool)
     limit = jax.ShapeDtypeStruct((), jnp.int32)
     knobs = jax.eval_shape(partial(knobs_of, Drawing()))

@@ -90,8 +90,9 @@ def sample(
     drawing: Drawing | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Sampled:
-    """`n` texts that go on from `prompt`; `say` gets pieces of text as they come (n = 1) or each
-    text with its number. Raises InputError on what cannot be."""
+    """`n` texts that go on from `prompt`, or translate it where the run has an encoder; `say` gets
+    pieces of text as they come (n = 1) or each text with its number. Raises InputError on what
+    cannot be."""
     trained = load(run, root=root)
     ids = encode(prompt, trained)
     return generate(
@@ -103,8 +104,9 @@ def load(run: str, *, root: Path) -> Trained:
     """A run's spec, tokeniser and newest parameters, on the first device."""
     found = find_run(run, root)
     spec = from_dict(found.spec, source=str(found.path / "spec.json"))
-    ids = all(s.kind == "tokens" or isinstance(s, TaskSpec) for s in spec.data.sources)
-    if ids and spec.data.tokenizer == "bytes":
+    ids = [s.kind == "tokens" or isinstance(s, TaskSpec) for s in spec.data.sources]
+    spelled = any(isinstance(s, TaskSpec) and s.spells for s in spec.data.sources)
+    if all(ids) and not spelled and spec.data.tokenizer == "bytes":
         raise InputError(
             "RUN",
             found.run_id,
@@ -163,8 +165,9 @@ def generate(
             raise InputError(flag, value, "write at least 1")
     notes = _room(trained.spec, given=len(ids_T), tokens=tokens)
     end = trained.tokenizer.end_of_document
+    then = "" if trained.model.spec.encoder is None else " -> "  # a source is not gone on with
     if n == 1:
-        say(prompt)
+        say(f"{prompt}{then}")
     draw = _streamed if trained.model.spec.causal else _filled
     drawn_BT, shown, seconds = draw(trained, ids_T, tokens=tokens, n=n, drawing=drawing, say=say)
 
@@ -175,7 +178,7 @@ def generate(
         say(f"{texts[0].removeprefix(shown)}\n")
     else:
         for i, text in enumerate(texts):
-            say(f"[{i}] {prompt}{text}\n")
+            say(f"[{i}] {prompt}{then}{text}\n")
     return Sampled(
         run_id=trained.run_id,
         step=trained.step,
@@ -204,6 +207,9 @@ def _streamed(
     and seconds.
     """
     began = time.perf_counter()
+    source_1S, end = None, trained.tokenizer.end_of_document
+    if trained.model.spec.encoder is not None:  # as in training: a target begins with an end
+        source_1S, ids_T = np.append(ids_T, end)[None], np.array([end], np.int32)
     made = programs(
         trained.model,
         trained.params,
@@ -211,14 +217,16 @@ def _streamed(
         tokens=tokens,
         rows=n,
         ids=trained.tokenizer.n_vocab,
-        end=trained.tokenizer.end_of_document,
+        end=end,
         dtype=jnp.dtype(resolved_execution(trained.spec)["compute_dtype"]),
+        source=None if source_1S is None else source_1S.shape[1],
     )
     knobs = knobs_of(drawing)
     compiled = time.perf_counter()
 
     prompt_BT = jnp.broadcast_to(jnp.asarray(ids_T), (n, len(ids_T)))
-    state, token_B = jax.block_until_ready(made.prefill(trained.params, prompt_BT))
+    source_BS = None if source_1S is None else jnp.tile(source_1S.astype(np.int32), (n, 1))
+    state, token_B = jax.block_until_ready(made.prefill(trained.params, prompt_BT, source_BS))
     filled = time.perf_counter()
 
     ended_B = jnp.zeros((n,), bool)
@@ -276,6 +284,8 @@ def _filled(
 def _room(spec: RunSpec, *, given: int, tokens: int) -> tuple[str, ...]:
     """Refuse what a table of positions cannot hold; say what training has not seen."""
     table = spec.model.learned_positions
+    if spec.model.encoder is not None:
+        return _rooms(spec, given=given + 1, tokens=tokens + 1)
     if table is not None and given + tokens > table:
         instead = f"with {given} of the prompt, the run's table of {table} positions is too short; "
         if given < table:
@@ -287,3 +297,23 @@ def _room(spec: RunSpec, *, given: int, tokens: int) -> tuple[str, ...]:
             "trained with",
         )
     return ()
+
+
+def _rooms(spec: RunSpec, *, given: int, tokens: int) -> tuple[str, ...]:
+    """The same of a source and its translation, which have a table each; both with an end."""
+    notes = []
+    trained_with = (spec.data.source_length, spec.data.seq_len)
+    sides = (("--prompt", given), ("--tokens", tokens))
+    for (flag, n), length in zip(sides, trained_with, strict=True):
+        table = spec.model.learned_positions
+        if table is not None and n > table:
+            instead = (
+                f"the run's table of {table} positions is too short; write at most {table - 1}"
+            )
+            raise InputError(flag, f"{n - 1} tokens", instead)
+        if n > length:
+            notes.append(
+                f"{flag}: {n - 1} tokens and an end go beyond the {length} that the run was "
+                "trained with"
+            )
+    return tuple(notes)
