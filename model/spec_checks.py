@@ -22,6 +22,8 @@ def check(spec: ModelSpec) -> None:
             f"n_layers {spec.n_layers} less {len(spec.first) + len(spec.last)} first and last "
             f"blocks is not a multiple of the repeated {len(spec.repeat)}; write a multiple"
         )
+    if spec.encoder is not None:
+        _check_encoder(spec)
     published: set[str] = set(SOURCE if spec.encoder is not None else ())
     for part in ("first", "repeat", "last"):
         for block in getattr(spec, part):
@@ -36,8 +38,6 @@ def check(spec: ModelSpec) -> None:
         )
     spec.penalties()  # raises where layers disagree
     _check_prefixes(spec)
-    if spec.encoder is not None:
-        _check_encoder(spec)
 
 
 def _check_block(block: BlockSpec) -> None:
