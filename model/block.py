@@ -17,6 +17,9 @@ from model.context import Context, State
 from model.ops.norm import layernorm, rmsnorm
 from model.param import Declare
 from model.spec import BlockSpec, LayerSpec, resolve
+from parallelism.errors import InputError
+
+Sums = Any  # a tree of arrays (rows, ...)
 
 CROSS = "cross/"  # what a block remembers of a source, apart from what its mixer does
 
@@ -47,14 +50,30 @@ class Block(nnx.Module):
     def __call__(self, x_BTD: jax.Array, ctx: Context) -> tuple[jax.Array, dict[str, jax.Array]]:
         aux: dict[str, jax.Array] = {}
         if self.mixer is not None and self.mixer_norm is not None:
-            y_BTD, own = self.mixer(self.mixer_norm(x_BTD), ctx)
+            y_BTD, own = self.mixer(ctx.constrain(self.mixer_norm(x_BTD), "B T D"), ctx)
             aux = _counted(own)
-            x_BTD = ctx.constrain(x_BTD + y_BTD, "B T D")
+            x_BTD = ctx.residual(x_BTD + y_BTD, "B T D")
         if self.cross is not None and self.cross_norm is not None:
-            y_BTD, own = self.cross(self.cross_norm(x_BTD), ctx)
+            y_BTD, own = self.cross(ctx.constrain(self.cross_norm(x_BTD), "B T D"), ctx)
             aux = add_aux(aux, _counted(own))
-            x_BTD = ctx.constrain(x_BTD + y_BTD, "B T D")
+            x_BTD = ctx.residual(x_BTD + y_BTD, "B T D")
         return self._feed_forward(x_BTD, ctx, aux)
+
+    def part(self, x_BTD: jax.Array, ctx: Context) -> tuple[jax.Array, Sums]:
+        """`__call__` on some rows of the batch, and the sums that `aux` is made of."""
+        x_BTD, own = self(x_BTD, ctx)
+        if own:
+            raise InputError(
+                "execution.mesh.pipeline",
+                None,
+                f"a layer gives {', '.join(sorted(own))} of the whole batch, and a pipeline runs "
+                "parts of it; write 1",
+            )
+        return x_BTD, {}
+
+    def aux(self, sums: Sums, *, positions: int) -> dict[str, jax.Array]:
+        """Of the sums over all rows of what `part` gave."""
+        return {}
 
     def start(self, rows: int, *, length: int, dtype: Any) -> State:
         """What the block remembers of no position, with room for `length` of them."""
@@ -86,9 +105,9 @@ class Block(nnx.Module):
     def _feed_forward(self, x_BTD: jax.Array, ctx: Context, aux: dict[str, jax.Array]):
         if self.ffn is None or self.ffn_norm is None:
             return x_BTD, aux
-        y_BTD, own = self.ffn(self.ffn_norm(x_BTD), ctx)
+        y_BTD, own = self.ffn(ctx.constrain(self.ffn_norm(x_BTD), "B T D"), ctx)
         x_BTD = y_BTD if self.ffn_replaces else x_BTD + y_BTD
-        return ctx.constrain(x_BTD, "B T D"), add_aux(aux, _counted(own))
+        return ctx.residual(x_BTD, "B T D"), add_aux(aux, _counted(own))
 
 
 def _counted(aux: Mapping[str, jax.Array]) -> dict[str, jax.Array]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 import jax
 
+from parallelism.expert import Exchange
+from parallelism.pipeline import Pipeline
 from parallelism.sequence import Scheme
 
 Constrain = Callable[[jax.Array, str], jax.Array]
@@ -31,6 +33,9 @@ class Context:
     segments_BT: jax.Array | None
     prefix_BT: jax.Array | None = None  # positions that see one another whatever their order
     constrain: Constrain = unplaced
+    residual: Constrain = unplaced  # where the stream lies between layers
+    exchange: Exchange | None = None  # brings tokens to their experts; None: all on one device
+    pipeline: Pipeline | None = None  # runs the repeated unit in stages; None: every layer in turn
     sequence: Scheme | None = None
     layers: str = "scan"  # or unroll
     remat: str = "none"

@@ -126,7 +126,12 @@ class Decoder(nnx.Module):
         x_BTD, ctx = self._apart(tokens_BT, ctx, dtype=dtype)
         x_BTD, aux, after["first"], ctx = once(self.first, x_BTD, ctx, held["first"])
         x_BTD, more, after["repeat"] = stacked(
-            self.repeat, self.spec.n_repeats, x_BTD, ctx, held["repeat"]
+            self.repeat,
+            self.spec.n_repeats,
+            x_BTD,
+            ctx,
+            held["repeat"],
+            together=self.spec.n_streams,
         )
         aux = add_aux(aux, more)
         x_BTD, more, after["last"], _ = once(self.last, x_BTD, ctx, held["last"])
@@ -144,7 +149,7 @@ class Decoder(nnx.Module):
 
     def _together(self, x_BTD: jax.Array, ctx: Context) -> jax.Array:
         """What is read out of what leaves the blocks."""
-        x_BTD = self.norm(x_BTD)
+        x_BTD = ctx.constrain(self.norm(x_BTD), "B T D")
         return x_BTD if self.streams is None else self.streams.together(x_BTD, ctx)
 
 

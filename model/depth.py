@@ -13,6 +13,7 @@ from flax import nnx
 
 from model.block import add_aux
 from model.context import Context, State
+from model.pipelined import pipelined, unstacked
 
 
 def _run(graph: Any, ctx: Context, x_BTD: jax.Array, layer: Any):
@@ -66,24 +67,27 @@ def published(aux: Mapping[str, jax.Array], ctx: Context) -> tuple[dict[str, jax
     return rest, replace(ctx, shared={**ctx.shared, **shared}) if shared else ctx
 
 
-def stacked(blocks: nnx.List, n: int, x_BTD: jax.Array, ctx: Context, held_Z: Any):
-    """The repeated unit n times over parameters stacked on Z, and over what each layer held."""
+def stacked(
+    blocks: nnx.List, n: int, x_BTD: jax.Array, ctx: Context, held_Z: Any, *, together: int = 1
+):
+    """The repeated unit n times over parameters stacked on Z, and over what each layer held. Of
+    rows of the batch, `together` in a row stay in one part of a pipeline.
+    """
     if n == 0:
         return x_BTD, {}, []
+    if ctx.pipeline is not None and held_Z is None:
+        again = partial(_rematerialised, ctx)
+        x_BTD, aux_Z = pipelined(blocks, x_BTD, ctx, together=together, rematerialised=again)
+        return x_BTD, _over_layers(aux_Z), []
     graph, params_Z = nnx.split(blocks)
     run = _rematerialised(ctx, partial(_run, graph, ctx))
     if ctx.layers == "scan":
         x_BTD, (aux_Z, after_Z) = jax.lax.scan(run, x_BTD, (params_Z, held_Z))
-        aux = {k: v if per_layer(k) else jnp.sum(v, axis=0) for k, v in aux_Z.items()}
-        return x_BTD, aux, after_Z
-    # split, not indexing: its transpose is one concatenation, indexing's is n padded sums
-    leaves, tree = jax.tree.flatten((params_Z, held_Z))
-    split = [jax.lax.split(leaf, [1] * n, axis=0) for leaf in leaves]
+        return x_BTD, _over_layers(aux_Z), after_Z
     aux: dict[str, jax.Array] = {}
     apart: dict[str, list[jax.Array]] = {}
     after = []
-    for z in range(n):
-        layer = jax.tree.unflatten(tree, [parts[z].reshape(parts[z].shape[1:]) for parts in split])
+    for layer in unstacked((params_Z, held_Z)):
         x_BTD, (more, one) = run(x_BTD, layer)
         for k in [k for k in more if per_layer(k)]:
             apart.setdefault(k, []).append(more.pop(k))
@@ -91,6 +95,10 @@ def stacked(blocks: nnx.List, n: int, x_BTD: jax.Array, ctx: Context, held_Z: An
         after.append(one)
     aux = aux | {k: jnp.stack(v) for k, v in apart.items()}
     return x_BTD, aux, jax.tree.map(lambda *z: jnp.stack(z), *after)
+
+
+def _over_layers(aux_Z: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    return {k: v if per_layer(k) else jnp.sum(v, axis=0) for k, v in aux_Z.items()}
 
 
 def per_layer(key: str) -> bool:

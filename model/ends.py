@@ -38,17 +38,19 @@ class Tokens(nnx.Module):
         positions: Parameter | None = None,
     ) -> jax.Array:
         """`positions`: another table of them than the decoder's."""
+        # whole rows, or the compiler gathers what was looked up in place of the table
+        embed_VD = ctx.constrain(self.embed[...], "V D")
         if self.extra is None:
-            x_BTD = self.embed[...][tokens_BT]
+            x_BTD = embed_VD[tokens_BT]
         else:
             beyond_BT = tokens_BT - self.spec.vocab
-            known_BTD = self.embed[...][jnp.minimum(tokens_BT, self.spec.vocab - 1)]
+            known_BTD = embed_VD[jnp.minimum(tokens_BT, self.spec.vocab - 1)]
             extra_BTD = self.extra[...][jnp.maximum(beyond_BT, 0)]
             x_BTD = jnp.where(beyond_BT[..., None] >= 0, extra_BTD, known_BTD)
         positions = self.positions if positions is None else positions
         if positions is not None:
             x_BTD = x_BTD + positions[...][ctx.positions_BT]
-        return ctx.constrain(x_BTD.astype(dtype), "B T D")
+        return ctx.residual(x_BTD.astype(dtype), "B T D")
 
     def readout(self, x_BTD: jax.Array, ctx: Context) -> jax.Array:
         """Logits (B, T, V) in float32."""
@@ -93,7 +95,7 @@ class Values(nnx.Module):
             x_BTD = jnp.where(absent_BT1, self.missing[...], x_BTD)
         if self.positions is not None:
             x_BTD = x_BTD + self.positions[...][ctx.positions_BT]
-        return ctx.constrain(x_BTD.astype(dtype), "B T D")
+        return ctx.residual(x_BTD.astype(dtype), "B T D")
 
     def readout(self, x_BTD: jax.Array, ctx: Context) -> jax.Array:
         """Forecasts (B, T, O) in float32 of the numbers after each position, by every head."""

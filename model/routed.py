@@ -12,11 +12,13 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from model import scaling
+from model.context import Context
 from model.ops import experts as ops
 from model.ops import router as routing
 from model.param import Declare, linear
 from model.spec import LayerSpec
 from parallelism.axes import SPEC
+from parallelism.expert import Exchange
 
 Aux = dict[str, jax.Array]
 
@@ -124,9 +126,11 @@ class Experts(nnx.Module):
         )
 
     def __call__(
-        self, x_BTD: jax.Array, experts_BTK: jax.Array, weights_BTK: jax.Array, *, naive: bool
+        self, x_BTD: jax.Array, experts_BTK: jax.Array, weights_BTK: jax.Array, ctx: Context
     ) -> tuple[jax.Array, Aux]:
-        spec, (B, T, D) = self.spec, x_BTD.shape
+        spec, (B, T, D), naive = self.spec, x_BTD.shape, ctx.naive
+        if ctx.exchange is not None and not naive:
+            return self._exchanged(x_BTD, experts_BTK, weights_BTK, ctx.exchange)
         weights = ops.Weights(self.gate[...], self.up[...], self.out[...])
         if spec.capacity is not None:
             y_BTD, dropped = self._limited(x_BTD, experts_BTK, weights_BTK, weights, naive=naive)
@@ -141,6 +145,44 @@ class Experts(nnx.Module):
         else:
             y_TD = ops.padded(x_TD, experts_TK, weights_TK, weights, block=spec.block)
         return y_TD.reshape(B, T, D), {}
+
+    def _exchanged(
+        self,
+        x_BTD: jax.Array,
+        experts_BTK: jax.Array,
+        weights_BTK: jax.Array,
+        exchange: Exchange,
+    ) -> tuple[jax.Array, Aux]:
+        """The same where devices have rows, positions, experts or their widths of their own."""
+        spec, (B, T, _) = self.spec, x_BTD.shape
+        more: Aux = {}
+        if spec.capacity is not None:
+            slots = ops.slots_per_expert(
+                spec.capacity, tokens=T * B, chosen=spec.chosen, n_experts=spec.experts
+            )
+            kept_BTK = exchange.kept(experts_BTK, n_experts=spec.experts, capacity=slots)
+            experts_BTK = jnp.where(kept_BTK, experts_BTK, spec.experts)
+            more["stat/dropped"] = jnp.mean(~kept_BTK, dtype=jnp.float32)
+
+        def compute(x_TD, experts_TK, weights_TK, matrices) -> jax.Array:
+            weights, shares = ops.Weights(*matrices), exchange.ways
+            if spec.product == "ragged":
+                return ops.ragged(x_TD, experts_TK, weights_TK, weights)
+            return ops.padded(
+                x_TD, experts_TK, weights_TK, weights, block=spec.block, shares=shares
+            )
+
+        matrices = (self.gate, self.up, self.out)
+        y_BTD = exchange(
+            x_BTD,
+            experts_BTK,
+            weights_BTK,
+            [m[...] for m in matrices],
+            dims=[tuple(d for d in m.decl.dims if d != "Z") for m in matrices],
+            n_experts=spec.experts,
+            compute=compute,
+        )
+        return y_BTD, more
 
     def _limited(
         self,
@@ -194,11 +236,11 @@ class Shared(nnx.Module):
 
 
 def routed(
-    x_BTD: jax.Array, router: Router, experts: Experts, shared: Shared | None, *, naive: bool
+    x_BTD: jax.Array, router: Router, experts: Experts, shared: Shared | None, ctx: Context
 ) -> tuple[jax.Array, Aux]:
     """The weighted experts that the router chose, and the shared ones."""
     experts_BTK, weights_BTK, aux = router(x_BTD)
-    y_BTD, more = experts(x_BTD, experts_BTK, weights_BTK, naive=naive)
+    y_BTD, more = experts(x_BTD, experts_BTK, weights_BTK, ctx)
     if shared is not None:
         y_BTD = y_BTD + shared(x_BTD)
     return y_BTD, aux | more

@@ -68,7 +68,7 @@ class Streams(nnx.Module):
             prefix_BT=rows(ctx.prefix_BT),
         )
         x_BTD = jnp.repeat(x_BTD, self.spec.count, axis=0)
-        return ctx.constrain(x_BTD, "B T D"), more
+        return ctx.residual(x_BTD, "B T D"), more
 
     def together(self, x_BTD: jax.Array, ctx: Context) -> jax.Array:
         """The streams of each row, weighed position by position."""

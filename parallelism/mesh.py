@@ -11,19 +11,9 @@ from jax.sharding import AxisType, Mesh
 from parallelism.axes import MESH_AXES, MeshSpec
 from parallelism.errors import InputError
 
-# axes with a strategy behind them; the others are named and refused
-READY = ("data", "fsdp", "tensor", "sequence", "expert")
-
 
 def make_mesh(spec: MeshSpec) -> Mesh:
     """The mesh of a spec over all processes' devices; raises InputError when there are too few."""
-    for name, size in spec.sizes.items():
-        if size > 1 and name not in READY:
-            raise InputError(
-                f"execution.mesh.{name}",
-                size,
-                f"this axis has no strategy yet; write 1 and use {', '.join(READY)}",
-            )
     devices = jax.devices()
     if spec.n_devices > len(devices):
         axis = max(spec.sizes, key=lambda name: spec.sizes[name])

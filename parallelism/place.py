@@ -66,7 +66,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def constrainer(mesh: Mesh) -> Callable[[jax.Array, str], jax.Array]:
+def constrainer(mesh: Mesh, rules: Rules = ACTIVATIONS) -> Callable[[jax.Array, str], jax.Array]:
     """`constrain(x, "B T D")` on a mesh; on one device it says nothing."""
     if mesh.size == 1:
         return lambda x, dims: x
@@ -75,7 +75,7 @@ def constrainer(mesh: Mesh) -> Callable[[jax.Array, str], jax.Array]:
         spec = partition(
             letters(dims),
             x.shape,
-            rules=ACTIVATIONS,
+            rules=rules,
             mesh=dict(mesh.shape),
             what=f"activation {dims}",
         )

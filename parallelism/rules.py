@@ -9,7 +9,7 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
     "ffn": ("tensor",),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
-    "vocab": ("tensor",),
+    "vocab": ("tensor", "pipeline"),  # what lies outside the pipeline is shared by its stages
     "experts": ("expert",),
     "layers": ("pipeline",),
     "streams": (),  # a device holds every stream of its rows, so that none waits for another
@@ -21,6 +21,14 @@ ACTIVATIONS: dict[str, tuple[str, ...]] = {
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "ffn": ("tensor",),
-    "vocab": ("tensor",),
+    "vocab": ("tensor", "pipeline"),
     "experts": ("expert",),
+}
+
+# Where the residual stream lies between layers, by `execution.residuals`. Sharded (Korthikanti et
+# al. 2022): positions over tensor too, gathered where a layer begins; what the devices of a tensor
+# group each add to the stream is summed and scattered where it ends.
+RESIDUALS: dict[str, dict[str, tuple[str, ...]]] = {
+    "whole": ACTIVATIONS,
+    "sharded": {**ACTIVATIONS, "time": ("sequence", "tensor")},
 }

@@ -100,9 +100,11 @@ def test_a_size_that_a_mesh_axis_does_not_divide_is_refused(tmp_path, capsys):
     assert "execution.mesh.tensor" in line and "heads" in line and "H = 2" in line
 
 
-def test_an_axis_without_a_strategy_is_refused(tmp_path, capsys):
-    line = refused(train(tmp_path, "execution.mesh.pipeline=2"), capsys)
-    assert "execution.mesh.pipeline" in line and "data, fsdp, tensor" in line
+def test_a_pipeline_that_layers_or_rows_do_not_fill_is_refused(tmp_path, capsys):
+    line = refused(train(tmp_path, "execution.mesh.pipeline=2", "model.n_layers=3"), capsys)
+    assert "execution.mesh.pipeline" in line and "the 3 repeated units" in line
+    line = refused(train(tmp_path, "execution.mesh.pipeline=2", "execution.microbatches=3"), capsys)
+    assert "execution.microbatches 3" in line and "write a divisor of 4" in line
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,13 @@ class ExecutionSpec:
 
     mesh: MeshSpec = Field(default_factory=MeshSpec)
     sequence: str = "auto"  # how devices share a sequence: a file of parallelism/sequence, or none
+    # Where the residual stream lies between layers: whole on every device of a tensor group, or its
+    # positions shared among them (parallelism/rules.py).
+    residuals: Literal["whole", "sharded"] = "whole"
+    # Parts of a (micro-)batch that follow one another through the stages of a pipeline; None: as
+    # many as rows allow, up to four a stage. In `rounds` a part comes by each device as often.
+    microbatches: int | None = Field(default=None, ge=1)
+    rounds: int = Field(default=1, ge=1)
     compute_dtype: Literal["auto", "float32", "bfloat16"] = (
         "auto"  # auto: float32 on CPU, bfloat16 elsewhere
     )

@@ -21,7 +21,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from model.decoder import Model, build
+from parallelism.expert import exchange
 from parallelism.mesh import make_mesh
+from parallelism.pipeline import pipeline
 from parallelism.place import (
     batch_sharding,
     constrainer,
@@ -29,6 +31,7 @@ from parallelism.place import (
     replicated,
     row_sharding,
 )
+from parallelism.rules import RESIDUALS
 from train.carry import Carry, carry_shapes
 from train.record import disk_error
 from train.recycle import frozen
@@ -98,7 +101,8 @@ def shape_key(spec: RunSpec) -> str:
             for name, layer in (("mixer", block.mixer), ("cross", block.cross), ("ffn", block.ffn)):
                 for field in layer.penalties.values() if layer is not None else ():
                     del one[name][field]
-    execution = {k: tree["execution"][k] for k in ("mesh", "remat", "accumulate")}
+    compiled_in = ("mesh", "residuals", "rounds", "remat", "accumulate")
+    execution = {k: tree["execution"][k] for k in compiled_in} | {"parts": spec.microbatches}
     parts = [
         tree["model"],
         [spec.data.seq_len, spec.data.source_length],
@@ -150,6 +154,9 @@ def traced(spec: RunSpec, model: Model, mesh: Mesh) -> tuple[Any, Any]:
         forward,
         model,
         constrain=constrainer(mesh),
+        residual=constrainer(mesh, RESIDUALS[spec.execution.residuals]),
+        exchange=exchange(mesh, residuals=spec.execution.residuals),
+        pipeline=pipeline(mesh, microbatches=spec.microbatches, rounds=spec.execution.rounds),
         sequence=scheme(spec, model, mesh),
         filled=laid_out_length(spec) != spec.data.seq_len,
         layers=resolved["layers"],

@@ -17,7 +17,7 @@ from pydantic_core import PydanticCustomError
 from model.spec import ModelSpec
 from parallelism.axes import SPEC
 from parallelism.errors import InputError
-from train import translation_checks
+from train import fit_mesh, translation_checks
 from train.carry_check import check_order
 from train.execution_spec import ExecutionSpec as ExecutionSpec
 from train.migration import fill, strip
@@ -234,7 +234,7 @@ class RunSpec:
         objective = _objective(self.objective or self.model.objective).of(self.model)
         object.__setattr__(self, "objective", objective)  # None was the model's own
         object.__setattr__(self, "data", self.data or objective.data)
-        data, budget, execution = self.data, self.budget, self.execution
+        data, budget = self.data, self.budget
         for source in data.sources:
             objective.check_source(source.gives)
         objective.check(self.model)
@@ -259,24 +259,16 @@ class RunSpec:
                 f"{self.model.learned_positions}; write at "
                 f"most that, or raise model.learned_positions"
             )
-        rows = self.sequences_per_batch
-        if rows % execution.accumulate:
-            raise ValueError(
-                f"execution.accumulate {execution.accumulate} does not divide the {rows} "
-                f"sequences of a batch; write a "
-                f"divisor of {rows}"
-            )
-        replicas = execution.mesh.replicas
-        if (rows // execution.accumulate) % replicas:
-            raise ValueError(
-                f"execution.mesh data x fsdp x expert = {replicas} does not divide the "
-                f"{rows // execution.accumulate} sequences of a micro-batch; write a mesh whose "
-                f"data x fsdp x expert divides it, or a larger budget.batch_tokens"
-            )
+        fit_mesh.check(self)
 
     @property
     def sequences_per_batch(self) -> int:
         return self.budget.batch_tokens // self.data.seq_len
+
+    @property
+    def microbatches(self) -> int:
+        """Parts of a (micro-)batch that follow one another through a pipeline."""
+        return fit_mesh.microbatches(self)
 
     @property
     def steps(self) -> int:

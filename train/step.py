@@ -15,8 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from model.context import Constrain, Context
+from model.context import Constrain, Context, unplaced
 from model.decoder import Model
+from parallelism.expert import Exchange
+from parallelism.pipeline import Pipeline
 from parallelism.sequence import Scheme
 from train.carry import Carry, entering, leaving, nothing
 from train.objectives import next_token, normaliser
@@ -34,6 +36,9 @@ def forward(
     batch: Batch,
     *,
     constrain: Constrain,
+    residual: Constrain = unplaced,
+    exchange: Exchange | None = None,
+    pipeline: Pipeline | None = None,
     sequence: Scheme | None = None,
     filled: bool = False,
     layers: str,
@@ -67,6 +72,9 @@ def forward(
         source_BS=batch.get("source_BS"),
         source_segments_BS=batch.get("source_segments_BS"),
         constrain=constrain,
+        residual=residual,
+        exchange=exchange,
+        pipeline=pipeline,
         sequence=sequence,
         layers=layers,
         remat=remat,

@@ -62,7 +62,7 @@ class Layer(nnx.Module):
         passes: list[Aux] = []
         for t in range(n):
             router = self.routers[t if len(self.routers) > 1 else 0]
-            y_BTD, aux = routed(h_BTD, router, self.experts, self.shared, naive=ctx.naive)
+            y_BTD, aux = routed(h_BTD, router, self.experts, self.shared, ctx)
             passes.append(aux)
             if self.spec.residual == "upcycled":
                 sum_BTD = y_BTD

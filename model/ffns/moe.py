@@ -27,7 +27,7 @@ class Layer(nnx.Module):
         self.shared = Shared(spec, declare.within("shared")) if spec.shared else None
 
     def __call__(self, x_BTD: jax.Array, ctx: Context) -> tuple[jax.Array, dict[str, jax.Array]]:
-        return routed(x_BTD, self.router, self.experts, self.shared, naive=ctx.naive)
+        return routed(x_BTD, self.router, self.experts, self.shared, ctx)
 
 
 def extra_flops(spec: Spec, sizes: Mapping[str, int], *, seq_len: int, causal: bool) -> float:

@@ -12,9 +12,12 @@ inverse, so that both directions of both passes are gathers: XLA's scatter on CP
 import math
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+ROUNDS = 2  # an even share of tokens is gone through in as many (guess: skips most of the rest)
 
 
 @dataclass(frozen=True)
@@ -42,14 +45,14 @@ def every_expert(
     x_TD: jax.Array, experts_TK: jax.Array, weights_TK: jax.Array, experts: Weights
 ) -> jax.Array:
     """Every expert on every token, summed with the weights of the chosen: the definition."""
-    hit_TKE = jax.nn.one_hot(experts_TK, experts.n_experts, dtype=jnp.float32)
+    hit_TKE = jax.nn.one_hot(experts_TK, experts.n_experts, dtype=_wide(x_TD))
     weight_TE = jnp.einsum("tke,tk->te", hit_TKE, weights_TK)
     gate_ETF = jnp.einsum("td,edf->etf", x_TD, experts.gate_EDF.astype(x_TD.dtype))
     up_ETF = jnp.einsum("td,edf->etf", x_TD, experts.up_EDF.astype(x_TD.dtype))
     y_ETD = jnp.einsum(
         "etf,efd->etd", jax.nn.silu(gate_ETF) * up_ETF, experts.out_EFD.astype(x_TD.dtype)
     )
-    y_TD = jnp.einsum("etd,te->td", y_ETD, weight_TE, preferred_element_type=jnp.float32)
+    y_TD = jnp.einsum("etd,te->td", y_ETD, weight_TE, preferred_element_type=_wide(y_ETD))
     return y_TD.astype(x_TD.dtype)
 
 
@@ -60,19 +63,42 @@ def padded(
     experts: Weights,
     *,
     block: int | None = None,
+    shares: int = 1,
 ) -> jax.Array:
-    """Dropless: batched products over blocks of slots that belong to one expert each."""
-    block = block or default_block(experts_TK.size, n_experts=experts.n_experts)
-    layout, expert_G = blocks(experts_TK, n_experts=experts.n_experts, block=block)
+    """Dropless: batched products over blocks of slots that belong to one expert each.
+
+    `experts` may be one of several `shares` of them: a choice of their number or more is of another
+    share's and adds nothing here. There must be slots for all tokens, so the blocks are gone
+    through in rounds, of half an even share, and rounds in which no token is are skipped.
+    """
+    E, rounds = experts.n_experts, ROUNDS * shares if shares > 1 else 1
+    block = block or default_block(experts_TK.size, n_experts=E * shares)
+    layout, expert_G, used = blocks(experts_TK, n_experts=E, block=block, rounds=rounds)
     x_GSD = _dispatch(x_TD, layout).reshape(len(expert_G), block, -1)
 
-    def of_block(w_EXY: jax.Array) -> jax.Array:
-        # cast after the gather, so that the sum over an expert's blocks of its gradient is float32
-        return w_EXY[expert_G].astype(x_TD.dtype)
+    def products(x_GSD: jax.Array, expert_G: jax.Array) -> jax.Array:
+        def of_block(w_EXY: jax.Array) -> jax.Array:
+            # cast after the gather, so that the sum over an expert's blocks of its gradient is
+            # float32
+            return w_EXY[expert_G].astype(x_GSD.dtype)
 
-    h_GSF = jax.nn.silu(_product(x_GSD, of_block(experts.gate_EDF)))
-    h_GSF = h_GSF * _product(x_GSD, of_block(experts.up_EDF))
-    y_GSD = _product(h_GSF, of_block(experts.out_EFD))
+        h_GSF = jax.nn.silu(_product(x_GSD, of_block(experts.gate_EDF)))
+        h_GSF = h_GSF * _product(x_GSD, of_block(experts.up_EDF))
+        return _product(h_GSF, of_block(experts.out_EFD))
+
+    @jax.checkpoint  # else what is kept for the backward pass is of all rounds
+    def round_(_: None, part: tuple[jax.Array, jax.Array, jax.Array]):
+        x_GSD, expert_G, any_token = part
+        y_GSD = jax.lax.cond(any_token, products, lambda x_GSD, _: 0 * x_GSD, x_GSD, expert_G)
+        return None, y_GSD
+
+    if rounds == 1:
+        y_GSD = products(x_GSD, expert_G)
+    else:
+        n = len(expert_G) // rounds
+        parts = (x_GSD, expert_G, jnp.arange(len(expert_G)) < used)
+        x_RGSD, expert_RG, used_RG = (a.reshape(rounds, n, *a.shape[1:]) for a in parts)
+        _, y_GSD = jax.lax.scan(round_, None, (x_RGSD, expert_RG, used_RG[:, 0]))
     return _combine(y_GSD.reshape(-1, x_TD.shape[1]), weights_TK, layout)
 
 
@@ -81,7 +107,12 @@ def ragged(
 ) -> jax.Array:
     """Dropless: no padding; the compiler's own product over groups of rows."""
     order_S, begin_E, counts_E = _sorted(experts_TK, n_experts=experts.n_experts)
-    layout = Layout(slot_TK=_inverse(order_S).reshape(experts_TK.shape), pair_S=order_S)
+    slot_TK = _inverse(order_S).reshape(experts_TK.shape)
+    # of choices of experts that are not here, which lie behind all others
+    layout = Layout(
+        slot_TK=jnp.where(experts_TK < experts.n_experts, slot_TK, order_S.size),
+        pair_S=jnp.where(jnp.arange(order_S.size) < jnp.sum(counts_E), order_S, order_S.size),
+    )
     x_SD = _dispatch(x_TD, layout)
 
     def product(x_SX: jax.Array, w_EXY: jax.Array) -> jax.Array:
@@ -142,9 +173,15 @@ def n_blocks(choices: int, *, n_experts: int, block: int) -> int:
     return used + (choices - used) // block
 
 
-def blocks(experts_TK: jax.Array, *, n_experts: int, block: int) -> tuple[Layout, jax.Array]:
-    """Slots in blocks of one expert each, and the expert of each block."""
-    G = n_blocks(experts_TK.size, n_experts=n_experts, block=block)
+def blocks(
+    experts_TK: jax.Array, *, n_experts: int, block: int, rounds: int = 1
+) -> tuple[Layout, jax.Array, jax.Array]:
+    """Slots in blocks of one expert each, a whole number of blocks a round; the expert of each
+    block; how many are in use, which come first. A choice of `n_experts` or more has no slot.
+    """
+    # a token goes to an expert at most once
+    most = experts_TK.shape[0] * min(experts_TK.shape[1], n_experts)
+    G = -(-n_blocks(most, n_experts=n_experts, block=block) // rounds) * rounds
     order_S, begin_E, counts_E = _sorted(experts_TK, n_experts=n_experts)
     end_E = jnp.cumsum(-(-counts_E // block))
     first_E = end_E - (-(-counts_E // block))
@@ -153,8 +190,9 @@ def blocks(experts_TK: jax.Array, *, n_experts: int, block: int) -> tuple[Layout
     offset_G = (jnp.arange(G) - first_E[expert_G]) * block
     expert_P = experts_TK.reshape(-1)
     slot_P = first_E[expert_P] * block + _inverse(order_S) - begin_E[expert_P]
+    slot_P = jnp.where(expert_P < n_experts, slot_P, G * block)
     pair_S = _filled(order_S, begin_E, counts_E, expert_G, rows=block, offset_G=offset_G)
-    return Layout(slot_TK=slot_P.reshape(experts_TK.shape), pair_S=pair_S), expert_G
+    return Layout(slot_TK=slot_P.reshape(experts_TK.shape), pair_S=pair_S), expert_G, end_E[-1]
 
 
 def _sorted(experts_TK: jax.Array, *, n_experts: int) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -186,6 +224,11 @@ def _filled(
     return jnp.where(full_GS, order_P[at_GS], order_P.size).reshape(-1)
 
 
+def _wide(x: jax.Array) -> Any:
+    """What is summed in: float32, or float64 where that comes in."""
+    return jnp.promote_types(x.dtype, jnp.float32)
+
+
 def _product(x_GSX: jax.Array, w_GXY: jax.Array) -> jax.Array:
     return jnp.einsum("gsx,gxy->gsy", x_GSX, w_GXY)
 
@@ -200,7 +243,7 @@ def _combine(y_SD: jax.Array, weights_TK: jax.Array, layout: Layout) -> jax.Arra
     """Slots back to tokens, summed with the weights; a choice without a slot is zero."""
     y_PD = _gathered(y_SD, layout.slot_TK.reshape(-1), layout.pair_S[:, None])
     y_TKD = y_PD.reshape(*weights_TK.shape, -1)
-    y_TD = jnp.einsum("tkd,tk->td", y_TKD, weights_TK, preferred_element_type=jnp.float32)
+    y_TD = jnp.einsum("tkd,tk->td", y_TKD, weights_TK, preferred_element_type=_wide(y_TKD))
     return y_TD.astype(y_SD.dtype)
 
 
@@ -218,7 +261,7 @@ def _gathered_forward(x: jax.Array, index: jax.Array, back: jax.Array):
 
 def _gathered_backward(back: jax.Array, g: jax.Array):
     each = jnp.take(g, back, axis=0, mode="fill", fill_value=0)
-    return jnp.sum(each, axis=1, dtype=jnp.float32).astype(g.dtype), None, None
+    return jnp.sum(each, axis=1, dtype=_wide(each)).astype(g.dtype), None, None
 
 
 _gathered.defvjp(_gathered_forward, _gathered_backward)

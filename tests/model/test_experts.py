@@ -106,7 +106,7 @@ def test_bfloat16_sums_what_a_tokens_experts_say_in_float32(form: str):
 def test_blocks_hold_each_choice_once_whatever_the_load(block: int):
     for load in LOADS:
         _, chosen_TK, _, _ = case(load)
-        layout, expert_G = ops.blocks(chosen_TK, n_experts=E, block=block)
+        layout, expert_G, used = ops.blocks(chosen_TK, n_experts=E, block=block)
         G = ops.n_blocks(chosen_TK.size, n_experts=E, block=block)
         pair_S, slot_P = np.asarray(layout.pair_S), np.asarray(layout.slot_TK).reshape(-1)
         assert pair_S.shape == (G * block,)
@@ -114,7 +114,7 @@ def test_blocks_hold_each_choice_once_whatever_the_load(block: int):
         assert np.sum(pair_S < chosen_TK.size) == chosen_TK.size
         expert_P = np.asarray(chosen_TK).reshape(-1)
         assert np.array_equal(np.asarray(expert_G)[slot_P // block], expert_P)
-        assert sum(-(-n // block) for n in np.bincount(expert_P, minlength=E)) <= G
+        assert sum(-(-n // block) for n in np.bincount(expert_P, minlength=E)) == int(used) <= G
 
 
 def test_the_number_of_blocks_is_the_most_that_a_load_can_need():

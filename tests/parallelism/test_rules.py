@@ -77,14 +77,6 @@ def test_more_devices_than_there_are_is_refused_with_both_numbers():
         make_mesh(MeshSpec(data=2, fsdp=8))
 
 
-@pytest.mark.parametrize("axis", ["pipeline"])
-def test_an_axis_without_a_strategy_is_refused_by_name(axis: str):
-    with pytest.raises(
-        InputError, match=f"execution.mesh.{axis}: 2; this axis has no strategy yet"
-    ):
-        make_mesh(MeshSpec(**{axis: 2}))
-
-
 @pytest.mark.parametrize("given", [{"data": 0}, {"fsdp": -1}, {"model": 2}])
 def test_a_mesh_that_is_no_mesh_is_refused(given: dict):
     with pytest.raises(ValueError):
