@@ -86,8 +86,10 @@ class Exchange:
                 )
                 local_BTK = experts_BTK - here * jax.lax.axis_index("expert")
                 experts_BTK = jnp.where((local_BTK >= 0) & (local_BTK < here), local_BTK, here)
-            flat = [a.reshape(-1, a.shape[-1]) for a in (x_BTD, experts_BTK, weights_BTK)]
-            y_BTD = compute(*flat, whole).reshape(x_BTD.shape)
+            x_TD, experts_TK, weights_TK = (
+                a.reshape(-1, a.shape[-1]) for a in (x_BTD, experts_BTK, weights_BTK)
+            )
+            y_BTD = compute(x_TD, experts_TK, weights_TK, whole).reshape(x_BTD.shape)
             if self.ways > 1:
                 y_BTD = jax.lax.psum_scatter(y_BTD, "expert", scatter_dimension=0, tiled=True)
             if scattered:
