@@ -48,11 +48,11 @@ class PairCorpus:
 
 def open_pairs(source: SourceSpec, *, tokenizer: Tokenizer, cache: Path, field: str) -> PairCorpus:
     """Both columns of a source of pairs, tokenised, kept or built."""
+    # the targets first: what is wrong with a column is then said of the field that names it
+    target = open_corpus(source, tokenizer=tokenizer, cache=cache, field=field)
     far = replace(source, column=source.source_column, source_column=source.column)
-    return PairCorpus(
-        source=open_corpus(far, tokenizer=tokenizer, cache=cache, field=field),
-        target=open_corpus(source, tokenizer=tokenizer, cache=cache, field=field),
-    )
+    sources = open_corpus(far, tokenizer=tokenizer, cache=cache, field=field)
+    return PairCorpus(source=sources, target=target)
 
 
 @dataclass(frozen=True)
@@ -116,14 +116,13 @@ def take_pairs(
     """The pairs where `keep_N` is true, in rows; raises InputError where too many are too long."""
     source_N, target_N = _lengths(corpus.source), _lengths(corpus.target)
     fits_N = (source_N <= source_len) & (target_N <= seq_len)
-    left_out = int((keep_N & ~fits_N).sum())
-    if left_out > LEFT_OUT * keep_N.sum():
-        most = [int(np.quantile(x_N[keep_N], 1 - LEFT_OUT / 2)) for x_N in (target_N, source_N)]
+    if (~fits_N).mean() > LEFT_OUT:
+        wanted = [int(np.quantile(x_N, 1 - LEFT_OUT / 2)) for x_N in (target_N, source_N)]
         raise InputError(
             field,
-            f"{left_out} of {keep_N.sum()} pairs are longer than a row",
-            f"write data.seq_len of at least {most[0]} and data.source_len of at least {most[1]}, "
-            f"which leave out {LEFT_OUT:.0%} at most",
+            f"{(~fits_N).sum()} of {len(fits_N)} pairs are longer than a row",
+            f"write data.seq_len of at least {wanted[0]} and data.source_len of at least "
+            f"{wanted[1]}, which leave out {LEFT_OUT:.0%} at most",
         )
     pair_N = np.flatnonzero(keep_N & fits_N)
     ends = [np.cumsum(x_N[pair_N]) for x_N in (source_N, target_N)]
@@ -143,7 +142,7 @@ def take_pairs(
         source_len=source_len,
         pair_N=pair_N,
         first_R=np.array(first),
-        left_out=left_out,
+        left_out=int((keep_N & ~fits_N).sum()),
         n_tokens=int(target_N[pair_N].sum()),
         text_bytes=None if bytes_N is None else float(np.asarray(bytes_N)[pair_N].sum()),
     )
