@@ -4,6 +4,7 @@ adds, and what it asks of the model around it. Imports no jax.
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 from pydantic.dataclasses import dataclass
 
@@ -41,6 +42,10 @@ class LayerSpec:
         `parallelism.sequence`. None: it has none, and only the compiler can split it.
         """
         return None
+
+    def attentions(self, sizes: Mapping[str, int]) -> tuple[tuple[int, int, Any], ...]:
+        """(heads, key-value heads, band or None) of each softmax attention that it hands over."""
+        return ()
 
     @property
     def reads_order(self) -> bool:

@@ -75,11 +75,6 @@ class SoftmaxScheme(Scheme):
 
     # Layouts
 
-    def heads(self, kv_heads: int) -> tuple[str, ...]:
-        """Mesh axes of the heads: none where key-value heads do not divide."""
-        ways = self.mesh.shape["tensor"]
-        return self.head_axes if kv_heads % ways == 0 else ()
-
     def tokens_spec(self, kv_heads: int) -> PartitionSpec:
         return PartitionSpec(self.batch_axes, AXIS, self.heads(kv_heads), None)
 
@@ -93,7 +88,7 @@ class SoftmaxScheme(Scheme):
 
     def ahead_bytes(self, layer: Softmax) -> int:
         """Of the sum over devices of the gradient of the keys ahead, by all-reduce."""
-        rows, kv_heads = self.share(layer.rows, layer.kv_heads)
+        rows, _, kv_heads = self.share(layer)
         numbers = 2 * rows * layer.ahead * kv_heads * layer.per_head
         return 2 * (self.ways - 1) * numbers * layer.wide // self.ways
 

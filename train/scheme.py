@@ -9,11 +9,11 @@ divide are filled up with places of a document of their own that weigh nothing.
 from collections.abc import Mapping
 
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from model.decoder import Model
 from parallelism.errors import InputError
-from parallelism.sequence import AUTO, AXIS, NONE, Scheme, names, resolve
+from parallelism.sequence import AUTO, AXIS, NONE, Scheme, Softmax, Traffic, names, resolve
 from train.spec import RunSpec
 
 # What auto takes: the first that computes every mixer. Ulysses moves least where heads divide,
@@ -61,9 +61,8 @@ def _refusal(spec: RunSpec, name: str) -> InputError | None:
             kinds[mixer] = None
     try:
         for mixer in kinds:
-            sizes = mixer.sizes(model.shared_sizes)
-            if "J" in sizes:
-                made.check_heads(sizes["H"], sizes["J"], mesh=mesh, what=mixer.kind)
+            for heads, kv_heads, _ in mixer.attentions(mixer.sizes(model.shared_sizes)):
+                made.check_heads(heads, kv_heads, mesh=mesh, what=mixer.kind)
     except InputError as error:
         return error
     return None
@@ -108,6 +107,35 @@ def scheme(spec: RunSpec, model: Model, mesh: Mesh) -> Scheme | None:
 
 def _counts(model: Model) -> bool:
     return any(d.update is not None for d in model.declarations.values())
+
+
+def traffic(spec: RunSpec, mesh: Mesh | AbstractMesh, *, item: int) -> Traffic:
+    """Bytes that the scheme puts on the wire for a micro-batch: of one device, all softmax layers,
+    `item` bytes an element of the compute type. Nothing where the compiler places the collectives.
+    """
+    name, model, total = scheme_name(spec), spec.model, Traffic(0, 0)
+    if name == NONE:
+        return total
+    made = resolve(name)(mesh)
+    for block in model.blocks:
+        mixer = block.mixer
+        if mixer is None:
+            continue
+        sizes = mixer.sizes(model.shared_sizes)
+        for heads, kv_heads, band in mixer.attentions(sizes):
+            layer = Softmax(
+                rows=spec.sequences_per_batch // spec.execution.accumulate * model.n_streams,
+                length=laid_out_length(spec),
+                heads=heads,
+                kv_heads=kv_heads,
+                per_head=sizes["K"],
+                item=item,
+                band=band,
+                ahead=0 if model.n_streams == 1 else model.shared_sizes["S"],
+                causal=model.causal,
+            )
+            total += made.traffic(layer)
+    return total
 
 
 def laid_out(spec: RunSpec, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

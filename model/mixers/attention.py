@@ -49,6 +49,9 @@ class Spec(LayerSpec):
     def sequence_form(self) -> str:
         return "softmax"
 
+    def attentions(self, sizes: Mapping[str, int]) -> tuple[tuple[int, int, Any], ...]:
+        return ((sizes["H"], sizes["J"], None),)
+
     def sizes(self, shared: Mapping[str, int]) -> dict[str, int]:
         width = shared["D"]
         if width % self.d_head:

@@ -75,6 +75,14 @@ class Spec(HeadsSpec):
             found.setdefault(reach, []).append(head)
         return dict(sorted(found.items(), key=lambda item: -item[0].blocks))
 
+    @property
+    def sequence_form(self) -> str:
+        return "softmax"
+
+    def attentions(self, sizes: Mapping[str, int]) -> tuple[tuple[int, int, Any], ...]:
+        groups = self.groups(sizes["J"]).items()
+        return tuple((len(j) * self.queries_per_kv, len(j), reach) for reach, j in groups)
+
 
 class Layer(nnx.Module):
     def __init__(self, spec: Spec, declare: Declare):
@@ -85,11 +93,17 @@ class Layer(nnx.Module):
         form = naive_banded_attention
         if not ctx.naive:
             form = partial(banded_attention, chunk=self.spec.chunk)
+        shared = ctx.sequence
         q_BTHK, k_BTJK, v_BTJK = self.heads(x_BTD, ctx)
         out = []
         for reach, kv_heads in self._groups:
             q, k, v = self._of(kv_heads, q_BTHK, k_BTJK, v_BTJK)
-            out.append(form(q, k, v, ctx.segments_BT, reach=reach, scale=self.heads.scale))
+            if shared is None:
+                y = form(q, k, v, ctx.segments_BT, reach=reach, scale=self.heads.scale)
+            else:
+                scale = self.heads.scale
+                y = shared.softmax(q, k, v, ctx.segments_BT, band=reach, scale=scale)
+            out.append(y)
         return self.heads.back(self._together(out)), {}
 
     def start(self, rows: int, *, length: int, dtype: Any) -> State:

@@ -39,6 +39,9 @@ class Spec(HeadsSpec):
     def sequence_form(self) -> str:
         return "softmax"
 
+    def attentions(self, sizes: Mapping[str, int]) -> tuple[tuple[int, int, Any], ...]:
+        return ((sizes["H"], sizes["J"], self.reach),)
+
     @property
     def reach(self) -> Reach:
         return Reach(blocks=self.window, sinks=self.sinks)

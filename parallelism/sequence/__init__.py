@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from parallelism.axes import MeshSpec
 from parallelism.blockwise import contiguous
@@ -96,7 +96,7 @@ class Traffic:
 class Scheme:
     """Abstract. `forms` are those that it computes; a mixer of another form is refused."""
 
-    mesh: Mesh
+    mesh: Mesh | AbstractMesh  # abstract where bytes alone are asked
 
     forms: ClassVar[frozenset[str]] = frozenset({SOFTMAX})
     parts: ClassVar[int] = 1  # runs of positions that a device holds: its length is a multiple
@@ -166,10 +166,15 @@ class Scheme:
         """Bytes on the wire of one layer by formula; `segments` come on top, once a step."""
         raise NotImplementedError
 
-    def share(self, rows: int, heads: int) -> tuple[int, int]:
-        """Rows and heads of one device, before a scheme moves any."""
-        across = _size(self.mesh, self.head_axes) if heads % self.mesh.shape["tensor"] == 0 else 1
-        return rows // _size(self.mesh, self.batch_axes), heads // across
+    def share(self, layer: Softmax) -> tuple[int, int, int]:
+        """Rows, heads and key-value heads of one device, before a scheme moves any."""
+        across = _size(self.mesh, self.heads(layer.kv_heads))
+        rows = layer.rows // _size(self.mesh, self.batch_axes)
+        return rows, layer.heads // across, layer.kv_heads // across
+
+    def heads(self, kv_heads: int) -> tuple[str, ...]:
+        """Mesh axes of the heads: none where key-value heads do not divide."""
+        return self.head_axes if kv_heads % _size(self.mesh, self.head_axes) == 0 else ()
 
     @property
     def batch_axes(self) -> tuple[str, ...]:
@@ -191,7 +196,7 @@ class Scheme:
         return PartitionSpec(self.batch_axes, None)
 
 
-def _size(mesh: Mesh, axes: tuple[str, ...]) -> int:
+def _size(mesh: Mesh | AbstractMesh, axes: tuple[str, ...]) -> int:
     return int(np.prod([mesh.shape[axis] for axis in axes], dtype=np.int64))
 
 

@@ -39,7 +39,7 @@ class Scheme(SoftmaxScheme):
 
     def traffic(self, layer: Softmax | Recurrent) -> Traffic:
         assert isinstance(layer, Softmax)
-        rows, kv_heads = self.share(layer.rows, layer.kv_heads)
+        rows, _, kv_heads = self.share(layer)
         pair = 2 * rows * (layer.length // self.ways) * kv_heads * layer.per_head
         others = (self.ways - 1) * pair
         return Traffic(

@@ -6,24 +6,43 @@ ring as soon as no band reaches further. The backward pass sends keys and values
 their gradients with them, so that nothing is kept of the blocks that passed by.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
-from parallelism.blockwise import Marks, Sight, heads_first, queries_back, some, wide
-from parallelism.sequence import AXIS, Recurrent, Softmax, Traffic
+from parallelism.blockwise import (
+    Marks,
+    Sight,
+    attend,
+    attend_backward,
+    heads_first,
+    join,
+    queries_back,
+    some,
+    wide,
+)
+from parallelism.sequence import AXIS, Band, Recurrent, Softmax, Traffic
 from parallelism.sharded_softmax import Ahead, Kept, SoftmaxScheme, grads_back, of_all
+from parallelism.sinks import Sinks
 
 
 @dataclass(frozen=True)
 class Scheme(SoftmaxScheme):
+    def sight(self, length: int, *, scale: float, band: Band | None, causal: bool) -> Sight:
+        sight = super().sight(length, scale=scale, band=band, causal=causal)
+        if band is None or not band.sinks or self.permutes:
+            return sight
+        apart = replace(sight, sinks_apart=True)
+        return apart if hops(apart) < self.ways - 1 else sight
+
     def forward(
         self, sight: Sight, q: jax.Array, k: jax.Array, v: jax.Array, ahead: Ahead, marks: Marks
     ) -> tuple[jax.Array, Kept]:
-        kept = {"q": q, "k": k, "v": v}
+        kept: dict[str, Any] = {"q": q, "k": k, "v": v}
         q, k, v = heads_first(q, k, v)
         rank, last = jax.lax.axis_index(AXIS), hops(sight)
         part = sight.visit(self.begun(sight, q, ahead), q, (k, v), marks, rank, rank)
@@ -38,6 +57,12 @@ class Scheme(SoftmaxScheme):
             if last > 1:
                 (part, held), _ = jax.lax.scan(step, (part, held), jnp.arange(1, last))
             part = sight.visit(part, q, held, marks, rank, self._source(rank, last))
+        kept["sinks"] = None
+        if sight.sinks_apart:
+            sinks = Sinks(sight, last)
+            kept["sinks"] = sinks.fetch((k, v), marks)
+            seen = sinks.seen(marks, rank, q.shape[0])
+            part = join(part, attend(q, *kept["sinks"], seen, scale=sight.scale))
         y = queries_back(part[0], kept["q"].dtype)
         return y, {**kept, "y": y, "lse": part[1]}
 
@@ -69,15 +94,31 @@ class Scheme(SoftmaxScheme):
             given = tuple(a + b for a, b in zip(given, found[1:], strict=True))
             home = self.turn(given, by=-last)  # a device's own gradients never left it
             dq, dk, dv = dq + found[0], dk + home[0], dv + home[1]
+        if sight.sinks_apart:
+            sinks = Sinks(sight, last)
+            seen = sinks.seen(marks, rank, q.shape[0])
+            found = attend_backward(q, *kept["sinks"], seen, scale=sight.scale, **every)
+            own = sinks.give_back((found[1], found[2]), (k, v), marks)
+            dq, dk, dv = dq + found[0], dk + own[0], dv + own[1]
         return *grads_back((dq, dk, dv), kept), dahead
+
+    def kept_specs(self, kv_heads: int) -> dict[str, PartitionSpec]:
+        by_device = PartitionSpec(self.batch_axes, self.heads(kv_heads), AXIS, None)
+        return {**super().kept_specs(kv_heads), "sinks": by_device}
 
     def traffic(self, layer: Softmax | Recurrent) -> Traffic:
         assert isinstance(layer, Softmax)
         sight = self.sight(layer.length, scale=1.0, band=layer.band, causal=layer.causal)
-        return self.ring_traffic(layer, hops=hops(sight))
+        ring = self.ring_traffic(layer, hops=hops(sight))
+        if not sight.sinks_apart:
+            return ring
+        assert layer.band is not None
+        rows, _, kv_heads = self.share(layer)
+        fetched = 2 * (self.ways - 1) * rows * kv_heads * layer.band.sinks * layer.per_head
+        return ring + Traffic(fetched * layer.item, fetched * layer.wide)
 
     def ring_traffic(self, layer: Softmax, *, hops: int) -> Traffic:
-        rows, kv_heads = self.share(layer.rows, layer.kv_heads)
+        rows, _, kv_heads = self.share(layer)
         pair = 2 * rows * (layer.length // self.ways) * kv_heads * layer.per_head
         forward = hops * pair * layer.item
         more = self.ahead_bytes(layer)

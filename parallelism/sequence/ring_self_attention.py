@@ -23,8 +23,8 @@ from parallelism.blockwise import (
     queries_back,
     where,
 )
-from parallelism.sequence import AXIS, Recurrent, Softmax, Traffic, ring
-from parallelism.sharded_softmax import Ahead, Kept, grads_back
+from parallelism.sequence import AXIS, Band, Recurrent, Softmax, Traffic, ring
+from parallelism.sharded_softmax import Ahead, Kept, SoftmaxScheme, grads_back
 
 
 @dataclass(frozen=True)
@@ -115,8 +115,11 @@ class Scheme(ring.Scheme):
         dk, dv = (home(a, b) for a, b in zip(by_hop, keys, strict=True))
         return *grads_back((dq, dk, dv), kept), dahead  # pyright: ignore[reportReturnType]
 
+    def sight(self, length: int, *, scale: float, band: Band | None, causal: bool) -> Sight:
+        return SoftmaxScheme.sight(self, length, scale=scale, band=band, causal=causal)
+
     def kept_specs(self, kv_heads: int) -> dict[str, PartitionSpec]:
-        specs = super().kept_specs(kv_heads)
+        specs = SoftmaxScheme.kept_specs(self, kv_heads)
         del specs["lse"]
         heads = self.heads(kv_heads)
         specs["ahead"] = PartitionSpec(self.batch_axes, heads, None, AXIS, None)

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 import jax
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from parallelism.blockwise import Marks, Sight, heads_first, join, nothing, queries_back, some
 from parallelism.sequence import AXIS, Recurrent, Softmax, Traffic, zigzag
-from parallelism.sharded_softmax import Ahead, Kept, grads_back, of_all
+from parallelism.sharded_softmax import Ahead, Kept, SoftmaxScheme, grads_back, of_all
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,9 @@ class Scheme(zigzag.Scheme):
                 dk, dv = dk + found[1], dv + found[2]
         return *grads_back((dq, dk, dv), kept), dahead
 
+    def kept_specs(self, kv_heads: int) -> dict[str, PartitionSpec]:
+        return SoftmaxScheme.kept_specs(self, kv_heads)
+
     def traffic(self, layer: Softmax | Recurrent) -> Traffic:
         out, home = self.both_ways(layer)
         return Traffic(out.forward + home.forward, out.backward + home.backward)
@@ -61,7 +65,7 @@ class Scheme(zigzag.Scheme):
         """Bytes on the way round and on the way home: the larger of the two takes the time."""
         assert isinstance(layer, Softmax)
         sight = self.sight(layer.length, scale=1.0, band=layer.band, causal=layer.causal)
-        rows, heads = self.share(layer.rows, layer.heads)
+        rows, heads, _ = self.share(layer)
         rates = rows * (layer.length // self.ways) * heads
         queries = rates * layer.per_head
         hops, stopped = len(stops(sight)), sum(stops(sight))

@@ -87,8 +87,7 @@ class Scheme(SoftmaxScheme):
 
     def traffic(self, layer: Softmax | Recurrent) -> Traffic:
         assert isinstance(layer, Softmax)
-        rows, heads = self.share(layer.rows, layer.heads)
-        kv_heads = self.share(layer.rows, layer.kv_heads)[1]
+        rows, heads, kv_heads = self.share(layer)
         place = rows * (layer.length // self.ways) * layer.per_head * layer.item
         # q and y, k and v: each leaves but for the share of the device itself
         once = place * 2 * (heads + kv_heads) * (self.ways - 1) // self.ways
