@@ -294,10 +294,14 @@ def some(sight: Sight) -> np.ndarray:
     found = np.ones((len(sets), len(sets)), bool)
     if sight.causal:
         found = np.array([[q[-1] >= k[0] for k in sets] for q in sets])
+    shape = (blocks, len(halves), blocks, len(halves))
     band = sight.band
     if band is not None and (sight.sinks_apart or not band.sinks):
-        found &= np.array([[_near(q, k, band.lookback) for k in sets] for q in sets])
-    return found.reshape(blocks, len(halves), blocks, len(halves))
+        near = np.array([[_near(q, k, band.lookback) for k in sets] for q in sets]).reshape(shape)
+        if sight.sinks_apart:  # a block that is visited at all may hold first positions
+            near = near.any(axis=(1, 3), keepdims=True)
+        return found.reshape(shape) & near
+    return found.reshape(shape)
 
 
 def _near(queries: np.ndarray, keys: np.ndarray, lookback: int) -> bool:

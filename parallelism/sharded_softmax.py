@@ -2,7 +2,9 @@
 whole arrays, of which a scheme writes the forward and the backward pass of one device.
 
 The gradient is written out rather than left to autodiff: what a device saved would grow with the
-number of blocks it has seen, and every collective is counted.
+number of blocks it has seen, and every collective is counted. The backward pass sends other arrays
+than the forward pass (values and keys, where that sent keys and values): or the compiler may find
+that they have been sent before, and keep all that came by.
 """
 
 from collections.abc import Mapping

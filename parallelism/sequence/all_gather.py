@@ -8,6 +8,7 @@ hybrid under LASP-2H do the same.
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 
 from parallelism.blockwise import Marks, Pair, Sight, heads_first, queries_back
 from parallelism.sequence import AXIS, Recurrent, Softmax, Traffic
@@ -33,7 +34,8 @@ class Scheme(SoftmaxScheme):
         y, dy = (heads_first(x, kept["k"], kept["v"])[0] for x in (kept["y"], dy))
         every, rank = of_all(kept, y, dy), jax.lax.axis_index(AXIS)
         more, dahead = self.begun_backward(sight, q, ahead, every)
-        dq, *by_block = sight.visit_all_backward(q, _gather(k, v), marks, rank, **every)
+        values, keys = _gather(v, k)
+        dq, *by_block = sight.visit_all_backward(q, (keys, values), marks, rank, **every)
         dk, dv = (jax.lax.psum_scatter(x, AXIS, scatter_dimension=0) for x in by_block)
         return *grads_back((dq + more, dk, dv), kept), dahead
 
@@ -48,6 +50,6 @@ class Scheme(SoftmaxScheme):
         )
 
 
-def _gather(k_BJSK: jax.Array, v_BJSK: jax.Array) -> Pair:
-    k_BJSK, v_BJSK = (jax.lax.all_gather(x, AXIS, axis=2, tiled=True) for x in (k_BJSK, v_BJSK))
-    return k_BJSK, v_BJSK
+def _gather(one_BJSK: jax.Array, other_BJSK: jax.Array) -> Pair:
+    both = jax.lax.all_gather(jnp.stack([one_BJSK, other_BJSK]), AXIS, axis=3, tiled=True)
+    return both[0], both[1]

@@ -48,15 +48,18 @@ class Scheme(SoftmaxScheme):
         part = sight.visit(self.begun(sight, q, ahead), q, (k, v), marks, rank, rank)
 
         def step(carry: Any, t: jax.Array):
-            part, held = carry
-            after = self.turn(held)  # while the block that is here is worked on
-            return (sight.visit(part, q, held, marks, rank, self._source(rank, t)), after), None
+            part, both = carry
+            after = self.turn(both)  # while the block that is here is worked on
+            return (
+                sight.visit(part, q, tuple(both), marks, rank, self._source(rank, t)),
+                after,
+            ), None
 
         if last:
-            held = self.turn((k, v))
+            both = self.turn(jnp.stack([k, v]))
             if last > 1:
-                (part, held), _ = jax.lax.scan(step, (part, held), jnp.arange(1, last))
-            part = sight.visit(part, q, held, marks, rank, self._source(rank, last))
+                (part, both), _ = jax.lax.scan(step, (part, both), jnp.arange(1, last))
+            part = sight.visit(part, q, tuple(both), marks, rank, self._source(rank, last))
         kept["sinks"] = None
         if sight.sinks_apart:
             sinks = Sinks(sight, last)
@@ -71,33 +74,36 @@ class Scheme(SoftmaxScheme):
     ) -> tuple[jax.Array, jax.Array, jax.Array, Ahead]:
         q, k, v = heads_first(kept["q"], kept["k"], kept["v"])
         y, dy = (heads_first(x, kept["k"], kept["v"])[0] for x in (kept["y"], dy))
-        every = of_all(kept, y, dy)
+        every: dict[str, Any] = of_all(kept, y, dy)
         rank, last = jax.lax.axis_index(AXIS), hops(sight)
         own = sight.visit_backward(q, (k, v), marks, rank, rank, **every)
         more, dahead = self.begun_backward(sight, q, ahead, every)
 
         def step(carry: Any, t: Any):
-            dq, held, given = carry
-            after = self.turn(held)
-            found = sight.visit_backward(q, held, marks, rank, self._source(rank, t), **every)
-            given = tuple(a + b for a, b in zip(given, found[1:], strict=True))
-            return (dq + found[0], after, self.turn(given)), None
+            dq, both, given = carry
+            after = self.turn(both)
+            dq, given = here(dq, both, given, t)
+            return (dq, after, self.turn(given)), None
+
+        def here(dq: jax.Array, both: jax.Array, given: jax.Array, t: Any):
+            held, source = (both[1], both[0]), self._source(rank, t)
+            found = sight.visit_backward(q, held, marks, rank, source, **every)
+            return dq + found[0], given + jnp.stack(found[1:])
 
         dq, dk, dv = own[0] + more, *own[1:]
         if last:
-            given = tuple(jnp.zeros(x.shape, wide(x.dtype)) for x in (k, v))
-            carry = (dq, self.turn((k, v)), given)
+            both = jnp.stack([v, k])
+            carry = (dq, self.turn(both), jnp.zeros(both.shape, wide(both.dtype)))
             if last > 1:
                 carry, _ = jax.lax.scan(step, carry, jnp.arange(1, last))
-            dq, held, given = carry
-            found = sight.visit_backward(q, held, marks, rank, self._source(rank, last), **every)
-            given = tuple(a + b for a, b in zip(given, found[1:], strict=True))
+            dq, given = here(*carry, last)
             home = self.turn(given, by=-last)  # a device's own gradients never left it
-            dq, dk, dv = dq + found[0], dk + home[0], dv + home[1]
+            dk, dv = dk + home[0], dv + home[1]
         if sight.sinks_apart:
             sinks = Sinks(sight, last)
             seen = sinks.seen(marks, rank, q.shape[0])
-            found = attend_backward(q, *kept["sinks"], seen, scale=sight.scale, **every)
+            k_BJSK, v_BJSK = kept["sinks"]
+            found = attend_backward(q, k_BJSK, v_BJSK, seen, scale=sight.scale, **every)
             own = sinks.give_back((found[1], found[2]), (k, v), marks)
             dq, dk, dv = dq + found[0], dk + own[0], dv + own[1]
         return *grads_back((dq, dk, dv), kept), dahead

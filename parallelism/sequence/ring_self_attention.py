@@ -93,13 +93,13 @@ class Scheme(ring.Scheme):
             return product("bjgts,bjsk->bjgtk", dscore, k), (dk, dv)
 
         def step(carry: Any, weight: jax.Array):
-            dq, held = carry
-            found, keys = grads(weight, *held)
-            return (dq + found, self.turn(held)), keys
+            dq, both = carry
+            found, keys = grads(weight, both[1], both[0])
+            return (dq + found, self.turn(both)), keys
 
-        carry = (jnp.zeros(q.shape, kind), (k, v))
-        (dq, held), by_hop = jax.lax.scan(step, carry, weights[:-1])
-        found, keys = grads(weights[-1], *held)
+        carry = (jnp.zeros(q.shape, kind), jnp.stack([v, k]))
+        (dq, both), by_hop = jax.lax.scan(step, carry, weights[:-1])
+        found, keys = grads(weights[-1], both[1], both[0])
         dq, dahead = dq + found, None
         if ahead is not None:
             first = (x.swapaxes(1, 2) for x in ahead)

@@ -9,6 +9,7 @@ they found, and the gradients of queries home.
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
@@ -44,12 +45,14 @@ class Scheme(zigzag.Scheme):
         every, rank = of_all(kept, y, dy), jax.lax.axis_index(AXIS)
         dq, dk, dv = sight.visit_backward(q, (k, v), marks, rank, rank, **every)
         more, dahead = self.begun_backward(sight, q, ahead, every)
-        dq, here = dq + more, (q, every)
+        dq, both = dq + more, jnp.stack([q, every["dy"]])
+        here = (both, every["lse"], every["dlse"])
         for t, wanted in enumerate(stops(sight), start=1):
             here = self.turn(here, by=-1)
             if wanted:
-                owner, (theirs, of_theirs) = self._source(rank, -t), here
-                found = sight.visit_backward(theirs, (k, v), marks, owner, rank, **of_theirs)
+                owner, (both, lse, dlse) = self._source(rank, -t), here
+                theirs = {"lse": lse, "dy": both[1], "dlse": dlse}
+                found = sight.visit_backward(both[0], (k, v), marks, owner, rank, **theirs)
                 dq = dq + self.turn(found[0], by=t)
                 dk, dv = dk + found[1], dv + found[2]
         return *grads_back((dq, dk, dv), kept), dahead

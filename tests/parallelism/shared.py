@@ -1,5 +1,6 @@
 """Attention over a shared sequence, small enough for a test, and the same on one device."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -7,12 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
 from parallelism.axes import MeshSpec
 from parallelism.mesh import make_mesh
 from parallelism.sequence import Scheme, Softmax, resolve
 
-Arrays = dict[str, np.ndarray]
+Arrays = Mapping[str, np.ndarray]
 NAMES = ("q", "k", "v", "ahead_k", "ahead_v")
 
 
@@ -81,9 +83,9 @@ class Case:
         return seen & (self.segments[:, :, None] == self.segments[:, None])
 
     def single(self, arrays: Arrays) -> jax.Array:
-        """The sum of outputs times the probe, by all scores of every head."""
+        """Outputs by all scores of every head."""
         share = self.heads // self.kv_heads
-        keys = {n: jnp.asarray(arrays[n]) for n in ("k", "v")}
+        keys: dict[str, Any] = {n: jnp.asarray(arrays[n]) for n in ("k", "v")}
         seen = jnp.asarray(self.seen)
         if self.ahead:
             keys = {n: jnp.concatenate([arrays[f"ahead_{n}"], x], axis=1) for n, x in keys.items()}
@@ -91,24 +93,40 @@ class Case:
         k, v = (jnp.repeat(x, share, axis=2) for x in (keys["k"], keys["v"]))
         score = self.scale * jnp.einsum("bthk,bshk->bhts", arrays["q"], k)
         weight = jax.nn.softmax(jnp.where(seen[:, None], score, -jnp.inf), axis=-1)
-        return jnp.sum(self.probe * jnp.einsum("bhts,bshk->bthk", weight, v))
+        return jnp.einsum("bhts,bshk->bthk", weight, v)
 
-    def outputs(self, arrays: Arrays, made: Scheme | None = None) -> jax.Array:
-        """Of the scheme, in the order of the text."""
-        order = self.order
-        ahead = (arrays["ahead_k"], arrays["ahead_v"]) if self.ahead else None
-        y = (made or self.made).softmax(
-            *(arrays[name][:, order] for name in ("q", "k", "v")),
-            jnp.asarray(self.segments[:, order]) if self.documents else None,
-            scale=self.scale,
-            prefix_BT=jnp.ones((self.rows, self.length), bool) if self.prefix else None,
-            ahead=ahead,
-            band=self.band,
-        )
-        return y[:, np.argsort(order)]
+    def place(self, arrays: Arrays) -> dict[str, jax.Array]:
+        """In the order of the scheme, where its devices want them."""
+        out = {}
+        for name, x in arrays.items():
+            ahead = name.startswith("ahead")
+            spec = self.made.ahead_spec if ahead else self.made.tokens_spec  # pyright: ignore[reportAttributeAccessIssue]
+            at = NamedSharding(self.made.mesh, spec(self.kv_heads))
+            out[name] = jax.device_put(x if ahead else x[:, self.order], at)
+        return out
 
-    def shared(self, arrays: Arrays) -> jax.Array:
-        return jnp.sum(self.probe * self.outputs(arrays))
+    def in_order(self, name: str, x: jax.Array) -> Any:
+        """Back in the order of the text."""
+        x = np.asarray(x)
+        return x if name.startswith("ahead") else x[:, np.argsort(self.order)]
+
+    def shared(self, arrays: Mapping[str, jax.Array], dy: jax.Array):
+        """Outputs and gradients, of arrays in the order of the scheme."""
+
+        def outputs(arrays: Mapping[str, jax.Array]) -> jax.Array:
+            return self.made.softmax(
+                arrays["q"],
+                arrays["k"],
+                arrays["v"],
+                jnp.asarray(self.segments[:, self.order]) if self.documents else None,
+                scale=self.scale,
+                prefix_BT=jnp.ones((self.rows, self.length), bool) if self.prefix else None,
+                ahead=(arrays["ahead_k"], arrays["ahead_v"]) if self.ahead else None,
+                band=self.band,
+            )
+
+        y, back = jax.vjp(outputs, arrays)
+        return y, back(dy)[0]
 
     @property
     def layer(self) -> Softmax:
