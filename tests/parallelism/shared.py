@@ -105,7 +105,7 @@ class Case:
             out[name] = jax.device_put(x if ahead else x[:, self.order], at)
         return out
 
-    def in_order(self, name: str, x: jax.Array) -> Any:
+    def in_order(self, name: str, x: Any) -> Any:
         """Back in the order of the text."""
         x = np.asarray(x)
         return x if name.startswith("ahead") else x[:, np.argsort(self.order)]
