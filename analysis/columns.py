@@ -14,7 +14,13 @@ SIX_ND = "six_nd"  # the convention C = 6 N D, the only one a file of N and D ha
 QUANTITIES = ("N", "D", "C", "loss", "sd", "seed", RATIO.name, INVERSE_RATIO.name)
 DEFAULT_CONVENTION = "causal_attn"
 # where runs keep what laws of batch, steps and learning rate ask for
-OF_RUNS = {"B": "budget.batch_tokens", "S": "step", "lr": "optim.lr"}
+OF_RUNS = {
+    "B": "budget.batch_tokens",
+    "S": "step",
+    "lr": "optim.lr",
+    "N_e": "params.encoder",
+    "N_d": "params.decoder",
+}
 # columns of files that say more of a row than its quantities
 VOCABULARY = ("model.vocab", "vocab_size", "vocab", "n_vocab")
 PLANNED = ("tokens_planned", "planned_tokens", "target_tokens", "budget.tokens")

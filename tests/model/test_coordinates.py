@@ -22,10 +22,15 @@ WIDER = {"gla": (64, 128, 256)}
 SEEDS = {"moe": 6, "chain_of_experts": 6}
 
 
-def series() -> DataSpec:
-    return replace(
-        resolve("forecast")(kind="forecast").data, seq_len=128
-    )  # its farthest head looks 64 ahead
+LENGTHS = {"forecast": 128}  # its farthest head looks 64 ahead
+
+
+def read(objective: str, corpus: SourceSpec) -> DataSpec:
+    """The corpus, or what an objective that takes no text reads by itself."""
+    made, seq_len = resolve(objective)(kind=objective), LENGTHS.get(objective, 32)
+    if "text" in made.takes:
+        return DataSpec(sources=(corpus,), seq_len=seq_len)
+    return replace(made.data, seq_len=seq_len)
 
 
 def check(name: str, kind: str, corpus: SourceSpec, cache: Path) -> Check:
@@ -36,10 +41,9 @@ def check(name: str, kind: str, corpus: SourceSpec, cache: Path) -> Check:
     ends = len(spec.first) + len(spec.last)
     n_layers = ends + len(spec.repeat) * max(1, (2 - ends) // len(spec.repeat))
     rule = Parametrisation(kind=kind, base_d_model=widths[0])  # pyright: ignore[reportArgumentType]
-    text = DataSpec(sources=(corpus,), seq_len=32)
     run = RunSpec(
         model=replace(spec, n_layers=n_layers, parametrisation=rule),
-        data=text if spec.series is None else series(),
+        data=read(spec.objective, corpus),
     )
     return coordinate_check(run, cache=cache, widths=widths, seeds=SEEDS.get(name, 2))
 
