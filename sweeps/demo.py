@@ -17,6 +17,7 @@ from analysis.observations import observe
 from analysis.planner import Sizing, size
 from analysis.predict import HeldOut, Prediction, predict
 from analysis.report import write_report
+from model import archs
 from parallelism.errors import InputError
 from sweeps.launch.local import sweep
 from sweeps.make import isoflop
@@ -147,6 +148,14 @@ def demo(
     began = time.time()
     if size_name not in SIZES:
         raise InputError("--size", size_name, f"choose one of {', '.join(SIZES)}")
+    if archs.build(arch).encoder is not None:
+        # a solved task's loss falls to zero, and the split between the sides has a law of its own
+        raise InputError(
+            "--arch",
+            arch,
+            "the demo fits a law of one size and of text; for the law of an encoder's and a "
+            "decoder's size write ladder sweep split.toml, as in docs/translation.md",
+        )
     plan = _plan(arch, size_name)
     plan.write(root)
     say(f"{len(plan.runs)} runs of {arch} at {len(SIZES[size_name].budgets)} budgets: {root}")

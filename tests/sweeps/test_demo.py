@@ -7,6 +7,7 @@ import pytest
 
 from analysis.artefact import Fit
 from analysis.fit import fit
+from parallelism.errors import InputError
 from sweeps import demo
 from tests.analysis.synthetic import Truth, grid, observations
 from train.record import RunDir
@@ -54,3 +55,9 @@ def test_a_prediction_after_the_rung_was_trained_says_so(law, kept, tmp_path):
     assert not before and "AFTER" in said[1]
     assert json.loads((tmp_path / "heldout.json").read_text())["before_training"] is False
     assert rung(law, tmp_path, said)[2] is False
+
+
+def test_an_encoder_and_its_decoder_are_sent_to_the_sweep_of_their_own_law(tmp_path):
+    with pytest.raises(InputError, match="ladder sweep split.toml, as in docs/translation.md"):
+        demo.demo(arch="encoder_decoder", size_name="tiny", root=tmp_path)
+    assert not list(tmp_path.iterdir())
