@@ -83,6 +83,7 @@ class Case:
             vocab=VOCAB,
             repeat=(BlockSpec(**{**plain, place: self.spec}),),
             encoder=encoder if self.of_source else None,
+            objective="translation" if self.of_source else "next_token",
             parametrisation=Parametrisation(base_d_model=16),
         )
 
