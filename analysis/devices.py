@@ -1,23 +1,12 @@
-"""How long does a budget take on given devices, and what does it cost? Peak rates from data sheets,
-times a utilisation: a range of it unless it was measured."""
+"""How long does a budget take on given devices, and what does it cost? Peak rates of
+parallelism/accelerators.py times a utilisation: a range of it unless it was measured."""
 
 from dataclasses import dataclass
 from typing import Any
 
-from parallelism.errors import InputError, nearest
+from parallelism import accelerators
+from parallelism.errors import InputError
 
-# dense bf16 matrix FLOP/s of one chip, without sparsity
-PEAK = {
-    "a100": 312e12,  # NVIDIA A100 data sheet (SXM and PCIe)
-    "h100": 989.4e12,  # NVIDIA H100 data sheet, SXM: 1,979 with sparsity
-    "h200": 989.4e12,  # NVIDIA H200 data sheet, SXM
-    "b200": 2250e12,  # NVIDIA B200 data sheet: 4.5 PFLOP/s with sparsity
-    "mi300x": 1307.4e12,  # AMD Instinct MI300X data sheet
-    "tpu_v4": 275e12,  # Google Cloud TPU v4 documentation
-    "tpu_v5e": 197e12,  # Google Cloud TPU v5e documentation
-    "tpu_v5p": 459e12,  # Google Cloud TPU v5p documentation
-    "tpu_v6e": 918e12,  # Google Cloud TPU v6e documentation
-}
 ASSUMED_MFU = 0.4  # guess: reported large dense runs lie in the range below
 ASSUMED_RANGE = (0.3, 0.55)
 
@@ -35,8 +24,13 @@ class Devices:
     dollars_per_hour: float | None = None
 
     @property
+    def peak(self) -> float:
+        """Of one chip."""
+        return accelerators.find(self.kind).flops_per_second
+
+    @property
     def flops_per_second(self) -> float:
-        return self.count * PEAK[self.kind] * self.mfu
+        return self.count * self.peak * self.mfu
 
     def hours(self, flops: float, *, between: tuple[float, float] | None = None) -> dict[str, Any]:
         """Wall-clock, device hours and, with a price, dollars of `flops`; each with `_lo` and
@@ -54,7 +48,7 @@ class Devices:
             "mfu": self.mfu,
             "mfu_origin": self.mfu_origin,
             "mfu_range": None if self.mfu_range is None else list(self.mfu_range),
-            "peak_flops_per_second": PEAK[self.kind],
+            "peak_flops_per_second": self.peak,
             "train_flops": flops,
         }
         for end, seconds in ends.items():
@@ -70,7 +64,7 @@ class Devices:
         return out
 
     def _seconds(self, flops: float, mfu: float) -> float:
-        return flops / (self.count * PEAK[self.kind] * mfu)
+        return flops / (self.count * self.peak * mfu)
 
 
 def said(hours: dict[str, Any]) -> str:
@@ -92,13 +86,8 @@ def said(hours: dict[str, Any]) -> str:
 
 def parse(text: str, *, mfu: float | None = None, dollars_per_hour: float | None = None) -> Devices:
     """`h100:1024` -> Devices; raises InputError."""
-    kind, _, number = text.partition(":")
-    kind = kind.strip().lower().replace("-", "_")
-    if kind not in PEAK:
-        raise InputError("--devices", text, nearest(kind, PEAK) + ", as in h100:1024")
-    count = 1 if not number else int(number) if number.strip().isdigit() else 0
-    if count < 1:
-        raise InputError("--devices", text, f"write a number of devices, as in {kind}:1024")
+    chip, count = accelerators.parse(text)
+    kind = chip.kind if chip.kind in accelerators.ACCELERATORS else text.rpartition(":")[0] or text
     # NaN compares false, and infinity is no price
     if dollars_per_hour is not None and not 0 < dollars_per_hour < float("inf"):
         raise InputError(

@@ -151,3 +151,21 @@ def _inside(step: Step) -> float:
     return peak(
         body, given=body.ins[: n + m], taken=body.ins[n + m :], owned=carry, kept=body.outs[:m]
     )
+
+
+def traffic(scope: Scope, *, times: float = 1.0) -> float:
+    """Bytes written and read again by a scope's products, loops and stored results; what is fused
+    travels once with what it is fused into."""
+    total = 0.0
+    for step in scope.steps:
+        if step.name in ALIASES:
+            continue
+        if step.bodies:
+            length = float(step.params.get("length", 1)) if step.name == "scan" else 1.0
+            total += max(traffic(body, times=times * length) for body in step.bodies)
+            continue
+        if step.name in HEAVY or step.name in ROOTS:
+            reads = sum(b.bytes * cut for b, cut in zip(step.ins, step.cuts, strict=True))
+            total += times * (reads + sum(b.bytes for b in step.outs))
+    ends = {id(b): b for b in scope.outs}
+    return total + times * 2 * sum(b.bytes for b in ends.values())

@@ -7,7 +7,7 @@ sent once a turn.
 from dataclasses import replace
 from typing import Any
 
-from parallelism.layouts import Layout, unsharded, used, without
+from parallelism.layouts import Layout, used, without
 from parallelism.partitioned import Partitioner
 from parallelism.placed import Buffer, Spread
 from parallelism.program import Op

@@ -52,9 +52,7 @@ class Partitioner:
 
         def read(v: Val) -> Spread:
             if id(v) not in env:  # a constant of the program
-                env[id(v)] = Spread(
-                    v.shape, v.itemsize, unsharded(len(v.shape)), Buffer(0.0), weight=v.size == 1
-                )
+                env[id(v)] = Spread.constant(v)
             return env[id(v)]
 
         readers: dict[int, list[Op]] = {}

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from parallelism.layouts import Layout, share
+from parallelism.layouts import Layout, share, unsharded
+from parallelism.program import Val
 
 
 @dataclass(eq=False)
@@ -50,6 +51,12 @@ class Spread:
     weight: bool = False
     chain: tuple[Buffer, ...] = ()
     towards: Layout | None = None  # of what an unfinished sum will be used with
+
+    @staticmethod
+    def constant(v: Val) -> "Spread":
+        """Part of the program: held by none, and as good as a parameter."""
+        layout = unsharded(len(v.shape))
+        return Spread(v.shape, v.itemsize, layout, Buffer(0.0), weight=v.size == 1)
 
     def local(self, mesh: Mapping[str, int]) -> float:
         return math.prod(self.shape) * self.itemsize / share(self.layout, mesh)

@@ -10,7 +10,7 @@ LOWER = {
     "parallelism": set(),
     "model": {"parallelism"},
     "train": {"parallelism", "model"},
-    "analysis": {"parallelism.errors", "train.record"},
+    "analysis": {"parallelism.errors", "parallelism.accelerators", "train.record"},
     "sweeps": {"parallelism", "model", "train", "analysis"},
 }
 LONGEST = 350

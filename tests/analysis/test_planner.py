@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from analysis.coordinates import Coordinates, evaluate
-from analysis.devices import PEAK, parse
+from analysis.devices import parse
 from analysis.fit import fit
 from analysis.laws import catalogue
 from analysis.plan_figure import plan_figure
 from analysis.planner import optimum, size
 from analysis.predict import flops_per_token
+from parallelism.accelerators import ACCELERATORS
 from parallelism.errors import InputError
 from tests.analysis.synthetic import Truth, grid, observations, write_sweep
 
@@ -240,7 +241,7 @@ def test_device_hours_are_flops_over_rate():
     assert guessed["dollars_hi"] == pytest.approx(2 * guessed["device_hours_hi"])
     with pytest.raises(InputError, match="--dollars-per-hour"):
         parse("h100:8", dollars_per_hour=-1.0)
-    assert all(1e13 < peak < 1e16 for peak in PEAK.values())
+    assert all(1e13 < a.flops_per_second < 1e16 for a in ACCELERATORS.values())
 
 
 @pytest.mark.parametrize("text", ["h10:8", "h100:0", "h100:many", "h100:-4"])
