@@ -52,6 +52,14 @@ def show(args: argparse.Namespace) -> int:
     if args.model is None:
         raise InputError("ladder show", "no name", "name an architecture, or write --list")
     spec = _spec(args.model, args.set)
+    if args.devices:
+        from parallelism.accelerators import parse
+        from train.estimate import ranked
+
+        chip, count = parse(args.devices)
+        found = ranked(spec, devices=count, chip=chip)
+        _out(args, found.to_json(), found.text())
+        return OK if found.best else BAD_ANSWER  # refused, with the numbers, where none fits
     source_len = spec.data.source_length
     shown = describe(
         spec.model, seq_len=spec.data.seq_len, source_len=source_len, mesh=spec.execution.mesh
@@ -69,11 +77,16 @@ def train(args: argparse.Namespace) -> int:
     if (args.spec is None) == (args.arch is None):
         given = "both" if args.spec else "neither"
         raise InputError("ladder train", f"{given} of SPEC.json and --arch", "give one of the two")
-    spec = _spec(args.spec or args.arch, args.set)
+    from train.estimate import AUTO, with_mesh
+
+    given = [text for text in args.set if text.replace(" ", "") != AUTO]
+    spec = _spec(args.spec or args.arch, given)
     if args.distributed:
         from parallelism.mesh import start_processes
 
         start_processes()
+    if len(given) < len(args.set):
+        spec = with_mesh(spec)
     outcome = train_here(spec, root=args.root, show=not args.quiet)
     value = {
         "run_id": outcome.run_id,

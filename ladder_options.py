@@ -56,6 +56,7 @@ def table(verbs: Sequence[Callable[[argparse.Namespace], int]]) -> Parser:
     one = verb("show")
     one.add_argument("model", nargs="?", metavar="NAME|SPEC.json", help="architecture or run")
     one.add_argument("--list", action="store_true", help="the names")
+    one.add_argument("--devices", metavar="KIND:COUNT", help="rank their meshes, as in h100:64")
     _set(one)
 
     one = verb("train")

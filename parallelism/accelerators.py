@@ -95,7 +95,9 @@ def find(kind: str, *, field: str = "--devices") -> Accelerator:
         value = tree.get(name)
         number = name not in ("kind", "source")
         if value is None or (number and not (isinstance(value, int | float) and value > 0)):
-            raise InputError(f"{path}: {name}", value, "write a number above 0" if number else "say")
+            raise InputError(
+                f"{path}: {name}", value, "write a number above 0" if number else "say"
+            )
     if unknown := sorted(set(tree) - set(wanted)):
         raise InputError(f"{path}: {unknown[0]}", tree[unknown[0]], nearest(unknown[0], wanted))
     return Accelerator(**tree)

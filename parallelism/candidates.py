@@ -55,16 +55,18 @@ class Ranked:
         lines = [head]
         for one in self.found[:rows]:
             sent = ", ".join(f"{k} {v / 1e9:.3g}" for k, v in sorted(one.by_axis.items()))
-            line = [said(one), f"{one.memory / GIB:.3g}", f"{sum(one.held.values()) / GIB:.3g}",
-                    f"{one.temporary / GIB:.3g}", f"{one.flops / 1e12:.3g}", sent or "-"]  # fmt: skip
+            sizes = (one.memory, sum(one.held.values()), one.temporary)
+            line = [said(one), *(f"{n / GIB:.3g}" for n in sizes), f"{one.flops / 1e12:.3g}"]
+            line.append(sent or "-")
             if self.chip is not None:
                 s = one.seconds(self.chip)
                 wire = f"{s['wire_hidden']:.3g}+{s['wire_waited']:.3g}"
-                line += [f"{s['step']:.3g}", f"{s['products']:.3g}", f"{s['memory']:.3g}", wire,
-                         "yes" if one.fits(self.chip) else "no"]  # fmt: skip
+                line += [*(f"{s[k]:.3g}" for k in ("step", "products", "memory")), wire]
+                line.append("yes" if one.fits(self.chip) else "no")
             lines.append(line)
         widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-        text = ["  ".join(c.ljust(w) for c, w in zip(x, widths, strict=True)).rstrip() for x in lines]
+        pairs = [zip(line, widths, strict=True) for line in lines]
+        text = ["  ".join(c.ljust(w) for c, w in pair).rstrip() for pair in pairs]
         text.append("each device, one step; wire: overlapped + waited for")
         text += [f"{n} meshes refused: {why}" for why, n in self.refused.items()]
         return "\n".join(text)
@@ -114,4 +116,3 @@ def _factors(n: int, parts: int) -> Iterator[tuple[int, ...]]:
         if n % first == 0:
             for rest in _factors(n // first, parts - 1):
                 yield (first, *rest)
-

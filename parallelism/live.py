@@ -57,8 +57,8 @@ def peak(
     kept: Iterable[Buffer] = (),
 ) -> float:
     """Most bytes alive at once in a scope. `given` arrays are somebody else's to count; `taken` are
-    slices of such, stored from the start where a product reads them; `owned` given ones may be
-    written over; `kept` are stored at its end, whoever reads them."""
+    slices of such, stored from the start where a product or several operations read them; `owned`
+    given ones may be written over; `kept` are stored at its end, whoever reads them."""
     part = shares(scope)
     same: dict[int, Buffer] = {}
 
@@ -110,7 +110,8 @@ def peak(
     for b in owned:
         dying.setdefault(last.get(id(b), 0), []).append(b)
     for b in taken:
-        if any(steps[i].name in HEAVY for i in readers.get(id(b), ())):
+        reads = readers.get(id(b), [])
+        if len(reads) > 1 or any(steps[i].name in HEAVY for i in reads):
             alive += b.bytes
             dying.setdefault(last[id(b)], []).append(b)
     for i, step in enumerate(steps):

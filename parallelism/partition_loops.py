@@ -108,10 +108,7 @@ def manual(walk: Partitioner, op: Op, ins: list[Spread]) -> list[Spread]:
         rest = without(s.layout, mine | used(wanted))
         s = walk.laid(s, tuple((*w, *r) for w, r in zip(wanted, rest, strict=True)))
         lent.append(replace(s, shape=v.shape, layout=without(s.layout, mine), weight=False))
-    consts = [
-        Spread(v.shape, v.itemsize, unsharded(len(v.shape)), Buffer(0.0))
-        for v in op.bodies[0].ins[: -len(ins)]
-    ]
+    consts = [Spread.constant(v) for v in op.bodies[0].ins[: -len(ins)]]
     scope, outs = walk.scope(op.bodies[0], [*consts, *lent])
     results = []
     for s, spec, v in zip(outs, op.params["out_specs"], op.outs, strict=True):

@@ -85,7 +85,7 @@ def devices(spec: RunSpec) -> dict[str, Any]:
             "platform": found[0].platform,
         },
         "processes": jax.process_count(),
-        "resolved": resolved_execution(spec),
+        "resolved": {**resolved_execution(spec), "mesh": spec.execution.mesh.sizes},
     }
 
 
