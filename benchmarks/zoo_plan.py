@@ -13,6 +13,7 @@ from parallelism.errors import InputError
 from sweeps.grid import axis, product
 from sweeps.make import grid, isoflop
 from sweeps.plan import Plan, PlannedRun
+from train import objectives
 from train.paths import put
 from train.spec import RunSpec
 
@@ -108,6 +109,10 @@ def plans(zoo: Zoo) -> tuple[Plan | None, Plan | None, dict[str, str]]:
     text: list[PlannedRun] = []
     task: list[PlannedRun] = []
     for arch in zoo.archs:
+        takes = objectives.resolve(archs.build(arch).objective).takes
+        if "text" not in takes:  # its losses would be of something else
+            left_out[arch] = f"reads {takes[0]}, and no text"
+            continue
         try:
             ours = _text(zoo, arch) if zoo.budgets else []
             asked = zoo.tasks if not zoo.task_archs or arch in zoo.task_archs else ()

@@ -88,3 +88,9 @@ def test_the_page_is_made_from_the_run_directories_and_names_what_is_missing(roo
     assert "**nothing** is left out: of this name" in text_page
     figure = zoo_page.draw(value, zoo, root / "zoo.svg")
     assert "validation loss" in figure.read_text()
+
+
+def test_what_reads_no_text_is_left_out_with_the_reason():
+    text, _, left_out = plans(Zoo(archs=("dense", "encoder_decoder"), widths=(16,)))
+    assert left_out == {"encoder_decoder": "reads pairs, and no text"}
+    assert text is not None and {run.labels["arch"] for run in text.runs} == {"dense"}
