@@ -51,13 +51,13 @@ class Block(nnx.Module):
         aux: dict[str, jax.Array] = {}
         if self.mixer is not None and self.mixer_norm is not None:
             y_BTD, own = self.mixer(ctx.constrain(self.mixer_norm(x_BTD), "B T D"), ctx)
-            aux = _counted(own)
+            aux = counted(own)
             x_BTD = ctx.residual(x_BTD + y_BTD, "B T D")
         if self.cross is not None and self.cross_norm is not None:
             y_BTD, own = self.cross(ctx.constrain(self.cross_norm(x_BTD), "B T D"), ctx)
-            aux = add_aux(aux, _counted(own))
+            aux = add_aux(aux, counted(own))
             x_BTD = ctx.residual(x_BTD + y_BTD, "B T D")
-        return self._feed_forward(x_BTD, ctx, aux)
+        return self.feed_forward(x_BTD, ctx, aux)
 
     def part(self, x_BTD: jax.Array, ctx: Context) -> tuple[jax.Array, Sums]:
         """`__call__` on some rows of the batch, and the sums that `aux` is made of."""
@@ -93,24 +93,24 @@ class Block(nnx.Module):
         state = {k: v for k, v in state.items() if k not in far}
         if self.mixer is not None and self.mixer_norm is not None:
             y_BTD, state, own = self.mixer.extend(self.mixer_norm(x_BTD), state, ctx)
-            aux = _counted(own)
+            aux = counted(own)
             x_BTD = ctx.constrain(x_BTD + y_BTD, "B T D")
         if self.cross is not None and self.cross_norm is not None:
             held = {k.removeprefix(CROSS): v for k, v in far.items()}
             y_BTD, _, _ = self.cross.extend(self.cross_norm(x_BTD), held, ctx)
             x_BTD = ctx.constrain(x_BTD + y_BTD, "B T D")
-        x_BTD, aux = self._feed_forward(x_BTD, ctx, aux)
+        x_BTD, aux = self.feed_forward(x_BTD, ctx, aux)
         return x_BTD, state | far, aux
 
-    def _feed_forward(self, x_BTD: jax.Array, ctx: Context, aux: dict[str, jax.Array]):
+    def feed_forward(self, x_BTD: jax.Array, ctx: Context, aux: dict[str, jax.Array]):
         if self.ffn is None or self.ffn_norm is None:
             return x_BTD, aux
         y_BTD, own = self.ffn(ctx.constrain(self.ffn_norm(x_BTD), "B T D"), ctx)
         x_BTD = y_BTD if self.ffn_replaces else x_BTD + y_BTD
-        return ctx.residual(x_BTD, "B T D"), add_aux(aux, _counted(own))
+        return ctx.residual(x_BTD, "B T D"), add_aux(aux, counted(own))
 
 
-def _counted(aux: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+def counted(aux: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """Statistics with the number of layers that gave them, so that their mean can be taken."""
     return {k: jnp.stack([v, 1.0]) if k.startswith("stat/") else v for k, v in aux.items()}
 

@@ -38,7 +38,8 @@ class Context:
     pipeline: Pipeline | None = None  # runs the repeated unit in stages; None: every layer in turn
     sequence: Scheme | None = None
     layers: str = "scan"  # or unroll
-    remat: str = "none"
+    remat: str = "none"  # full, dots, stream
+    remat_chunk: int | None = None  # positions of a chunk of stream; None: a sixteenth
     naive: bool = False
     source_BS: jax.Array | None = None  # what an encoder reads, and its documents; None: one
     source_segments_BS: jax.Array | None = None

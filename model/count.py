@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from model import scaling
+from model.chunked import ChunkedMixer
 from model.decoder import build
 from model.param import Declaration
 from model.spec import LayerSpec, ModelSpec, resolve
+from parallelism.stream import plan, seen_share
 
 BOTH = (True, False)
 
@@ -23,7 +25,8 @@ CONVENTIONS = {
     "six_nd_non_embedding": "the same without embedding tables and readout (Kaplan's N)",
     "causal_attn": "3 x forward products, attention over the causal half (Porian et al.)",
     "full_attn": "3 x forward products, attention over all T x T scores (PaLM, Megatron)",
-    "hardware": "full_attn plus the forward pass that rematerialisation repeats",
+    "hardware": "full_attn plus the forward pass that rematerialisation repeats, less the scores "
+    "that stream leaves out",
 }
 
 
@@ -41,7 +44,12 @@ class Counts:
 
 @lru_cache(maxsize=1024)
 def count(
-    spec: ModelSpec, *, seq_len: int, source_len: int | None = None, remat: str = "none"
+    spec: ModelSpec,
+    *,
+    seq_len: int,
+    source_len: int | None = None,
+    remat: str = "none",
+    remat_chunk: int | None = None,
 ) -> Counts:
     """Counts of a spec at a sequence length, and that of its sources where it has an encoder, the
     same if None; makes no array.
@@ -70,8 +78,16 @@ def count(
         params |= {"encoder": encoder, "decoder": total - outside - encoder}
         again += (share - 1) * encoder
     extra = {causal: _extra(spec, seq_len=seq_len, source=source, causal=causal) for causal in BOTH}
-    # `dots` keeps every parameter product and repeats the rest
-    repeats = {"none": 0.0, "full": in_blocks + extra[False], "dots": extra[False]}[remat]
+    computed = extra[False]
+    if remat == "stream":
+        computed -= _left_out(spec, seq_len=seq_len, chunk=remat_chunk)
+    # `dots` keeps every parameter product and repeats the rest; `stream` repeats logits too
+    repeats = {
+        "none": 0.0,
+        "full": in_blocks + computed,
+        "dots": computed,
+        "stream": products + computed,
+    }[remat]
     return Counts(
         params=params,
         flops_per_token={
@@ -79,7 +95,7 @@ def count(
             "six_nd_non_embedding": 6.0 * (total + again - outside),
             "causal_attn": 3 * (products + extra[True]),
             "full_attn": 3 * (products + extra[False]),
-            "hardware": 3 * (products + extra[False]) + repeats,
+            "hardware": 3 * (products + computed) + repeats,
         },
         decode_state=_decode_state(spec, source=source),
         per_expert=one or None,
@@ -108,6 +124,27 @@ def _extra(spec: ModelSpec, *, seq_len: int, source: int, causal: bool) -> float
             own = module.extra_flops(layer, sizes, seq_len=source, causal=False)
             flops += own * source / seq_len
     return flops
+
+
+def _left_out(spec: ModelSpec, *, seq_len: int, chunk: int | None) -> float:
+    """Of `_extra` without `causal`: scores of later positions that chunks do not compute."""
+    cut = 2 * (1 - seen_share(plan(seq_len, chunk=chunk, grows=spec.causal)))
+    flops = 0.0
+    for block in spec.blocks:
+        if block.mixer is None or block.cross is not None or not _in_chunks(block.mixer):
+            continue
+        module = resolve(block.mixer.kind, room="mixers")
+        sizes = _sizes(block.mixer, spec, source=seq_len)
+        whole, half = (
+            module.extra_flops(block.mixer, sizes, seq_len=seq_len, causal=causal)
+            for causal in (False, spec.causal)
+        )
+        flops += cut * (whole - half)
+    return flops * spec.n_streams
+
+
+def _in_chunks(mixer: LayerSpec) -> bool:
+    return issubclass(resolve(mixer.kind, room="mixers").Layer, ChunkedMixer)
 
 
 def _decode_state(spec: ModelSpec, *, source: int) -> dict[str, int]:

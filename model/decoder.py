@@ -22,6 +22,7 @@ from model.encoder_decoder import Encoder, places, read
 from model.ends import Tokens, Values
 from model.param import Declaration, Declare, Parameter, initial
 from model.spec import BlockSpec, ModelSpec
+from model.stream import streamed_sums
 from model.streams import streams
 
 Params = Mapping[str, jax.Array]
@@ -61,6 +62,23 @@ class Decoder(nnx.Module):
         """
         x_BTD, aux = self.stream(tokens_BT, ctx, dtype=dtype)
         return self._said(x_BTD, ctx), _means(aux)
+
+    def sums(
+        self, tokens_BT: jax.Array, ctx: Context, measure: Any, along: Params, *, dtype: Any
+    ) -> tuple[Any, dict[str, jax.Array]]:
+        """`measure(logits_BTV, along)`, sums over positions, made of a few at a time; and aux."""
+        x_BTD, aux = self.stream(tokens_BT, ctx, dtype=dtype)
+
+        def reads(path: tuple[Any, ...], _: Any) -> bool:
+            return path[0] in ("norm", "streams") or path[0] == "ends" and path[1] in self.ends.read
+
+        graph, head, body = nnx.split(self, reads, ...)
+
+        def said(head: Any, x_BTD: jax.Array, ctx: Context, along: Params, body: Any) -> Any:
+            own = nnx.merge(graph, head, body)
+            return measure(own._said(x_BTD, ctx), along)
+
+        return streamed_sums(said, head, x_BTD, ctx, along, body), _means(aux)
 
     def stream(
         self, tokens_BT: jax.Array, ctx: Context, *, dtype: Any

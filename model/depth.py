@@ -14,6 +14,7 @@ from flax import nnx
 from model.block import add_aux
 from model.context import Context, State
 from model.pipelined import pipelined, unstacked
+from model.stream import streamed_block
 
 
 def _run(graph: Any, ctx: Context, x_BTD: jax.Array, layer: Any):
@@ -25,7 +26,8 @@ def _run(graph: Any, ctx: Context, x_BTD: jax.Array, layer: Any):
     after: list[State] = []
     for i, block in enumerate(nnx.merge(graph, params)):
         if held is None:
-            x_BTD, more = block(x_BTD, ctx)
+            run = partial(streamed_block, block) if ctx.remat == "stream" else block
+            x_BTD, more = run(x_BTD, ctx)
         else:
             x_BTD, one, more = block.extend(x_BTD, held[i], ctx)
             after.append(one)
@@ -33,11 +35,12 @@ def _run(graph: Any, ctx: Context, x_BTD: jax.Array, layer: Any):
     return x_BTD, (aux, after)
 
 
-def _rematerialised(ctx: Context, run: Any) -> Any:
-    if ctx.remat == "none":
+def _rematerialised(ctx: Context, run: Any, *, fresh: bool) -> Any:
+    if ctx.remat == "none" or (ctx.remat == "stream" and fresh):  # the latter is each block's own
         return run
     policies = {
         "full": jax.checkpoint_policies.nothing_saveable,
+        "stream": jax.checkpoint_policies.nothing_saveable,
         "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     }
     # under scan the barrier against common subexpressions is not needed (jax.checkpoint's own
@@ -54,7 +57,8 @@ def once(blocks: nnx.List, x_BTD: jax.Array, ctx: Context, held: list[State] | N
     for i, block in enumerate(blocks):
         graph, params = nnx.split(nnx.List([block]))
         own = None if held is None else [held[i]]
-        x_BTD, (more, one) = _rematerialised(ctx, partial(_run, graph, ctx))(x_BTD, (params, own))
+        run = _rematerialised(ctx, partial(_run, graph, ctx), fresh=held is None)
+        x_BTD, (more, one) = run(x_BTD, (params, own))
         more, ctx = published(more, ctx)
         aux, after = add_aux(aux, more), after + one
     return x_BTD, aux, after, ctx
@@ -76,11 +80,11 @@ def stacked(
     if n == 0:
         return x_BTD, {}, []
     if ctx.pipeline is not None and held_Z is None:
-        again = partial(_rematerialised, ctx)
+        again = partial(_rematerialised, ctx, fresh=False)
         x_BTD, aux_Z = pipelined(blocks, x_BTD, ctx, together=together, rematerialised=again)
         return x_BTD, _over_layers(aux_Z), []
     graph, params_Z = nnx.split(blocks)
-    run = _rematerialised(ctx, partial(_run, graph, ctx))
+    run = _rematerialised(ctx, partial(_run, graph, ctx), fresh=held_Z is None)
     if ctx.layers == "scan":
         x_BTD, (aux_Z, after_Z) = jax.lax.scan(run, x_BTD, (params_Z, held_Z))
         return x_BTD, _over_layers(aux_Z), after_Z

@@ -52,6 +52,11 @@ class Tokens(nnx.Module):
             x_BTD = x_BTD + positions[...][ctx.positions_BT]
         return ctx.residual(x_BTD.astype(dtype), "B T D")
 
+    @property
+    def read(self) -> tuple[str, ...]:
+        """Attributes that `readout` takes."""
+        return ("embed",) if self.weight is None else ("weight",)
+
     def readout(self, x_BTD: jax.Array, ctx: Context) -> jax.Array:
         """Logits (B, T, V) in float32."""
         if self.weight is not None:
@@ -96,6 +101,11 @@ class Values(nnx.Module):
         if self.positions is not None:
             x_BTD = x_BTD + self.positions[...][ctx.positions_BT]
         return ctx.residual(x_BTD.astype(dtype), "B T D")
+
+    @property
+    def read(self) -> tuple[str, ...]:
+        """Attributes that `readout` takes."""
+        return ("heads",)
 
     def readout(self, x_BTD: jax.Array, ctx: Context) -> jax.Array:
         """Forecasts (B, T, O) in float32 of the numbers after each position, by every head."""

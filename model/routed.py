@@ -12,6 +12,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from model import scaling
+from model.chunked import Aux, ChunkedFfn
 from model.context import Context
 from model.ops import experts as ops
 from model.ops import router as routing
@@ -19,8 +20,6 @@ from model.param import Declare, linear
 from model.spec import LayerSpec
 from parallelism.axes import SPEC
 from parallelism.expert import Exchange
-
-Aux = dict[str, jax.Array]
 
 
 @dataclass(frozen=True, kw_only=True, config=SPEC)
@@ -91,7 +90,7 @@ class Router(nnx.Module):
         )
 
     def __call__(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array, Aux]:
-        """Experts and weights (B, T, K), and aux."""
+        """Experts and weights (B, T, K), and the sums over positions that aux is made of."""
         spec = self.spec
         # not in bfloat16, nor in what a GPU makes of float32 products unless asked
         with jax.default_matmul_precision("highest"):
@@ -104,15 +103,27 @@ class Router(nnx.Module):
             renormalise=spec.renormalise,
         )
         counts_BE = routing.counts(experts_BTK, n_experts=spec.experts)
-        counts_E = jnp.sum(counts_BE, axis=0).astype(jnp.float32)
+        sums = {
+            "shares_BE": jnp.sum(routing.shares(scores_BTE), axis=1),
+            "counts_BE": counts_BE.astype(jnp.float32),
+            "z_squares_B": jnp.sum(routing.z_squares(logits_BTE), axis=1),
+        }
+        return experts_BTK, spec.routed_scale * weights_BTK, sums
+
+    def aux(self, sums: Aux, *, positions: int) -> Aux:
+        """Of one routing of every position; of capacity, what it dropped."""
+        counts_E = jnp.sum(sums["counts_BE"], axis=0)
+        p_BE, over = sums["shares_BE"] / positions, self.spec.balance_over
         aux = {
-            "loss/balance": routing.balance_loss(scores_BTE, counts_BE, over=spec.balance_over),
-            "loss/router_z": routing.z_loss(logits_BTE),
+            "loss/balance": routing.balance_loss(p_BE, sums["counts_BE"], over=over),
+            "loss/router_z": jnp.mean(sums["z_squares_B"]) / positions,
             "stat/expert_load": jnp.max(counts_E) / jnp.mean(counts_E),
         }
         if self.bias is not None:
             aux[f"buffer/{self.bias.decl.path}"] = counts_E
-        return experts_BTK, spec.routed_scale * weights_BTK, aux
+        if "dropped" in sums:
+            aux["stat/dropped"] = sums["dropped"]
+        return aux
 
 
 class Experts(nnx.Module):
@@ -134,7 +145,7 @@ class Experts(nnx.Module):
         weights = ops.Weights(self.gate[...], self.up[...], self.out[...])
         if spec.capacity is not None:
             y_BTD, dropped = self._limited(x_BTD, experts_BTK, weights_BTK, weights, naive=naive)
-            return y_BTD, {"stat/dropped": dropped}
+            return y_BTD, {"dropped": dropped}
         x_TD, experts_TK, weights_TK = (
             a.reshape(B * T, -1) for a in (x_BTD, experts_BTK, weights_BTK)
         )
@@ -162,7 +173,7 @@ class Experts(nnx.Module):
             )
             kept_BTK = exchange.kept(experts_BTK, n_experts=spec.experts, capacity=slots)
             experts_BTK = jnp.where(kept_BTK, experts_BTK, spec.experts)
-            more["stat/dropped"] = jnp.mean(~kept_BTK, dtype=jnp.float32)
+            more["dropped"] = jnp.mean(~kept_BTK, dtype=jnp.float32)
 
         def compute(x_TD, experts_TK, weights_TK, matrices) -> jax.Array:
             weights, shares = ops.Weights(*matrices), exchange.ways
@@ -235,12 +246,26 @@ class Shared(nnx.Module):
         return y_BTD * jax.nn.sigmoid(linear(x_BTD, self.open))[..., None]
 
 
-def routed(
-    x_BTD: jax.Array, router: Router, experts: Experts, shared: Shared | None, ctx: Context
-) -> tuple[jax.Array, Aux]:
-    """The weighted experts that the router chose, and the shared ones."""
-    experts_BTK, weights_BTK, aux = router(x_BTD)
-    y_BTD, more = experts(x_BTD, experts_BTK, weights_BTK, ctx)
-    if shared is not None:
-        y_BTD = y_BTD + shared(x_BTD)
-    return y_BTD, aux | more
+class RoutedFfn(ChunkedFfn):
+    """Abstract: a layer of one pool of experts. With a capacity positions compete for slots, and
+    an exchange moves those of all devices at once: then it runs over all of them.
+    """
+
+    spec: RoutedSpec
+    experts: Experts
+    shared: Shared | None
+
+    def in_chunks(self, ctx: Context) -> bool:
+        return self.spec.capacity is None and ctx.exchange is None
+
+    def __call__(self, x_BTD: jax.Array, ctx: Context) -> tuple[jax.Array, Aux]:
+        y_BTD, sums = self.part(x_BTD, ctx)
+        return y_BTD, self.aux(sums, positions=x_BTD.shape[1])
+
+    def routed(self, x_BTD: jax.Array, router: Router, ctx: Context) -> tuple[jax.Array, Aux]:
+        """The weighted experts that the router chose, and the shared ones; sums over positions."""
+        experts_BTK, weights_BTK, sums = router(x_BTD)
+        y_BTD, more = self.experts(x_BTD, experts_BTK, weights_BTK, ctx)
+        if self.shared is not None:
+            y_BTD = y_BTD + self.shared(x_BTD)
+        return y_BTD, sums | more

@@ -18,6 +18,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from model import scaling
+from model.chunked import PointwiseFfn
 from model.context import Context
 from model.inits import Init, Orthogonal, Place
 from model.param import Declare, Parameter, block_linear, linear
@@ -184,7 +185,7 @@ def guide_share(spec: StructuredSpec, progress: jax.Array) -> jax.Array:
     return 0.5 * (1 + jnp.cos(math.pi * done)) if spec.guide_schedule == "cosine" else 1 - done
 
 
-class FeedForward(nnx.Module):
+class FeedForward(PointwiseFfn):
     """out(gelu(up x)), or out(silu(gate x) * (up x)), of products."""
 
     def __init__(self, spec: StructuredSpec, declare: Declare, product: Any):

@@ -11,4 +11,5 @@ def counted(spec: RunSpec) -> Counts:
         seq_len=spec.data.seq_len,
         source_len=spec.data.source_length,
         remat=spec.execution.remat,
+        remat_chunk=spec.execution.remat_chunk,
     )

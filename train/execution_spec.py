@@ -26,7 +26,10 @@ class ExecutionSpec:
         "auto"  # auto: float32 on CPU, bfloat16 elsewhere
     )
     layers: Literal["scan", "unroll", "auto"] = "auto"  # auto: unroll on CPU, scan elsewhere
-    remat: Literal["none", "full", "dots"] = "none"
+    # What the backward pass makes anew: nothing, each layer, all but parameter products, or each
+    # layer and the logits a few positions at a time (parallelism/stream.py).
+    remat: Literal["none", "full", "dots", "stream"] = "none"
+    remat_chunk: int | None = Field(default=None, ge=1)  # positions, of stream; None: a sixteenth
     accumulate: int = Field(default=1, ge=1)  # micro-batches of one step
     checkpoint_every: int = Field(default=1000, ge=1)  # steps
     keep_checkpoints: int = Field(default=2, ge=1)

@@ -101,7 +101,7 @@ def shape_key(spec: RunSpec) -> str:
             for name, layer in (("mixer", block.mixer), ("cross", block.cross), ("ffn", block.ffn)):
                 for field in layer.penalties.values() if layer is not None else ():
                     del one[name][field]
-    compiled_in = ("mesh", "residuals", "rounds", "remat", "accumulate")
+    compiled_in = ("mesh", "residuals", "rounds", "remat", "remat_chunk", "accumulate")
     execution = {k: tree["execution"][k] for k in compiled_in} | {"parts": spec.microbatches}
     parts = [
         tree["model"],
@@ -161,9 +161,11 @@ def traced(spec: RunSpec, model: Model, mesh: Mesh) -> tuple[Any, Any]:
         filled=laid_out_length(spec) != spec.data.seq_len,
         layers=resolved["layers"],
         remat=spec.execution.remat,
+        remat_chunk=spec.execution.remat_chunk,
         dtype=jnp.dtype(resolved["compute_dtype"]),
         isolate=spec.data.isolate_documents,
         objective=spec.objective.loss,
+        over_positions=spec.objective.over_positions,
     )
 
     def evaluation(params: Any, batch: Any) -> tuple[jax.Array, ...]:

@@ -43,9 +43,11 @@ def forward(
     filled: bool = False,
     layers: str,
     remat: str,
+    remat_chunk: int | None = None,
     dtype: Any,
     isolate: bool,
     objective: Callable[[jax.Array, Batch], Any] = next_token,
+    over_positions: bool = True,
     progress: jax.Array | None = None,
 ) -> Any:
     """The objective of a batch, which is summed nats and their normaliser for a start (each of one
@@ -55,6 +57,8 @@ def forward(
     that are no text. `progress` is the fraction of the run that is done, None for the model as it
     will be used. What the rows remember of earlier ones is the batch's `carry`, and what they leave
     is that of aux.
+    `over_positions`: what the objective gives are sums over positions, so that `stream` may take
+    logits a few of them at a time.
     """
     inputs_BT = batch[model.spec.inputs]
     segments_BT = batch["segments_BT"] if isolate else None
@@ -78,12 +82,18 @@ def forward(
         sequence=sequence,
         layers=layers,
         remat=remat,
+        remat_chunk=remat_chunk,
         progress=progress,
     )
     if "carry" in batch:
         held = entering(batch["carry"], ctx.segments_BT)
         logits_BTV, aux, held = model.go_on(params, inputs_BT, held, ctx, dtype=dtype)
         aux = {**aux, "carry": leaving(held)}
+    elif remat == "stream" and over_positions:
+        along = {name: array for name, array in batch.items() if name.endswith("_BT")}
+        module = model.module(params)
+        sums, aux = module.sums(inputs_BT, ctx, objective, along, dtype=dtype)
+        return *sums, aux
     else:
         logits_BTV, aux = model(params, inputs_BT, ctx, dtype=dtype)
     return *objective(logits_BTV, batch), aux

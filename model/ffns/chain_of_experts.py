@@ -24,9 +24,10 @@ from flax import nnx
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from model.chunked import Aux
 from model.context import Context
 from model.param import Declare
-from model.routed import Aux, Experts, RoutedSpec, Router, Shared, routed
+from model.routed import Experts, RoutedFfn, RoutedSpec, Router, Shared
 from parallelism.axes import SPEC
 
 
@@ -42,9 +43,9 @@ class Spec(RoutedSpec):
         return self.residual == "official_inner"
 
 
-class Layer(nnx.Module):
+class Layer(RoutedFfn):
     def __init__(self, spec: Spec, declare: Declare):
-        self.spec = spec
+        self.spec, self.passes, self.residual = spec, spec.passes, spec.residual
         if spec.routers == "each":
             scopes = [(f"router_{t}", 1) for t in range(spec.passes)]
         else:
@@ -57,21 +58,27 @@ class Layer(nnx.Module):
         mixes = range(spec.passes - 1) if spec.residual == "upcycled" else ()
         self.mixes = nnx.List([declare.vector(f"mix_{t}", "D", init="zeros") for t in mixes])
 
-    def __call__(self, x_BTD: jax.Array, ctx: Context) -> tuple[jax.Array, dict[str, jax.Array]]:
-        n, h_BTD, sum_BTD = self.spec.passes, x_BTD, jnp.zeros_like(x_BTD)
+    def part(self, x_BTD: jax.Array, ctx: Context) -> tuple[jax.Array, list[Aux]]:
+        n, h_BTD, sum_BTD = self.passes, x_BTD, jnp.zeros_like(x_BTD)
         passes: list[Aux] = []
         for t in range(n):
-            router = self.routers[t if len(self.routers) > 1 else 0]
-            y_BTD, aux = routed(h_BTD, router, self.experts, self.shared, ctx)
-            passes.append(aux)
-            if self.spec.residual == "upcycled":
+            y_BTD, sums = self.routed(h_BTD, self._router(t), ctx)
+            passes.append(sums)
+            if self.residual == "upcycled":
                 sum_BTD = y_BTD
                 if t < n - 1:
                     h_BTD = x_BTD + self.mixes[t][...].astype(x_BTD.dtype) * y_BTD
             else:
                 sum_BTD = sum_BTD + y_BTD
                 h_BTD = h_BTD + y_BTD
-        return h_BTD if self.spec.replaces_stream else sum_BTD, _over_passes(passes)
+        return h_BTD if self.spec.replaces_stream else sum_BTD, passes
+
+    def aux(self, sums: list[Aux], *, positions: int) -> Aux:
+        made = [self._router(t).aux(one, positions=positions) for t, one in enumerate(sums)]
+        return _over_passes(made)
+
+    def _router(self, t: int) -> Router:
+        return self.routers[t if len(self.routers) > 1 else 0]
 
 
 def _over_passes(passes: list[Aux]) -> Aux:

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Literal
 
 import jax
-from flax import nnx
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from model import scaling
+from model.chunked import PointwiseFfn
 from model.context import Context
 from model.param import Declare, linear
 from model.spec import LayerSpec
@@ -27,7 +27,7 @@ class Spec(LayerSpec):
         return {"F": max(1, round(self.ratio * shared["D"]))}
 
 
-class Layer(nnx.Module):
+class Layer(PointwiseFfn):
     def __init__(self, spec: Spec, declare: Declare):
         self.spec = spec
         self.up = declare.matrix("up", "D F", contract="D")

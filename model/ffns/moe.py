@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Literal
 
 import jax
-from flax import nnx
 from pydantic.dataclasses import dataclass
 
+from model.chunked import Aux
 from model.context import Context
 from model.param import Declare
-from model.routed import Experts, RoutedSpec, Router, Shared, routed
+from model.routed import Experts, RoutedFfn, RoutedSpec, Router, Shared
 from parallelism.axes import SPEC
 
 
@@ -20,14 +20,18 @@ class Spec(RoutedSpec):
     kind: Literal["moe"] = "moe"  # pyright: ignore[reportIncompatibleVariableOverride]
 
 
-class Layer(nnx.Module):
+class Layer(RoutedFfn):
     def __init__(self, spec: Spec, declare: Declare):
+        self.spec = spec
         self.router = Router(spec, declare.within("router"))
         self.experts = Experts(spec, declare.within("experts"))
         self.shared = Shared(spec, declare.within("shared")) if spec.shared else None
 
-    def __call__(self, x_BTD: jax.Array, ctx: Context) -> tuple[jax.Array, dict[str, jax.Array]]:
-        return routed(x_BTD, self.router, self.experts, self.shared, ctx)
+    def part(self, x_BTD: jax.Array, ctx: Context) -> tuple[jax.Array, Aux]:
+        return self.routed(x_BTD, self.router, ctx)
+
+    def aux(self, sums: Aux, *, positions: int) -> Aux:
+        return self.router.aux(sums, positions=positions)
 
 
 def extra_flops(spec: Spec, sizes: Mapping[str, int], *, seq_len: int, causal: bool) -> float:

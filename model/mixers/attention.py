@@ -10,16 +10,16 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from model import scaling
+from model.chunked import ChunkedMixer
 from model.context import Context, State
 from model.ops.attention import attend_cache, attention, naive_attention
 from model.ops.norm import rmsnorm
 from model.ops.rotary import rotary
-from model.param import Declare, linear
+from model.param import Declare, Parameter, linear
 from model.spec import LayerSpec
 from model.streams import prefix
 from parallelism.axes import SPEC
@@ -70,7 +70,7 @@ class Spec(LayerSpec):
         return {"H": heads, "J": heads // self.queries_per_kv, "K": self.d_head}
 
 
-class Layer(nnx.Module):
+class Layer(ChunkedMixer):
     def __init__(self, spec: Spec, declare: Declare):
         self.spec = spec
         self.q = declare.matrix("q", "D H K", contract="D")
@@ -140,19 +140,50 @@ class Layer(nnx.Module):
         y_BTHK = attend_cache(q_BTHK, k_BSJK, v_BSJK, seen_BTS, scale=self.scale, ahead=ahead)
         return self._out(y_BTHK), {"k_BSJK": k_BSJK, "v_BSJK": v_BSJK}, {}
 
+    def keys(self, x_BTD: jax.Array, ctx: Context) -> dict[str, jax.Array]:
+        return {"k_BSJK": self._keys(x_BTD, ctx), "v_BSJK": self._values(x_BTD)}
+
+    def part(
+        self,
+        x_BTD: jax.Array,
+        keys: Mapping[str, jax.Array],
+        seen_BTS: jax.Array,
+        ctx: Context,
+    ) -> jax.Array:
+        ahead = None if self.prefix is None else self.prefix(x_BTD.shape[0], dtype=x_BTD.dtype)
+        q_BTHK = self._queries(x_BTD, ctx)
+        return self._out(
+            attend_cache(q_BTHK, **keys, seen_BTS=seen_BTS, scale=self.scale, ahead=ahead)
+        )
+
     def _heads(self, x_BTD: jax.Array, ctx: Context) -> tuple[jax.Array, jax.Array, jax.Array]:
-        spec, dtype = self.spec, x_BTD.dtype
-        q_BTHK, k_BTJK, v_BTJK = linear(x_BTD, self.q), linear(x_BTD, self.k), linear(x_BTD, self.v)
-        if spec.bias or spec.qkv_bias:
-            q_BTHK = q_BTHK + self.q_bias[...].astype(dtype)
-            k_BTJK = k_BTJK + self.k_bias[...].astype(dtype)
-            v_BTJK = v_BTJK + self.v_bias[...].astype(dtype)
-        if spec.qk_norm:
-            q_BTHK, k_BTJK = rmsnorm(q_BTHK, self.q_gain[...]), rmsnorm(k_BTJK, self.k_gain[...])
-        if spec.rotary_theta is not None:
-            q_BTHK = rotary(q_BTHK, ctx.positions_BT, theta=spec.rotary_theta)
-            k_BTJK = rotary(k_BTJK, ctx.positions_BT, theta=spec.rotary_theta)
-        return q_BTHK, k_BTJK, v_BTJK
+        return self._queries(x_BTD, ctx), self._keys(x_BTD, ctx), self._values(x_BTD)
+
+    def _queries(self, x_BTD: jax.Array, ctx: Context) -> jax.Array:
+        q_BTHK = linear(x_BTD, self.q)
+        if self.spec.bias or self.spec.qkv_bias:
+            q_BTHK = q_BTHK + self.q_bias[...].astype(x_BTD.dtype)
+        return self._placed(q_BTHK, ctx, self.q_gain if self.spec.qk_norm else None)
+
+    def _keys(self, x_BTD: jax.Array, ctx: Context) -> jax.Array:
+        k_BTJK = linear(x_BTD, self.k)
+        if self.spec.bias or self.spec.qkv_bias:
+            k_BTJK = k_BTJK + self.k_bias[...].astype(x_BTD.dtype)
+        return self._placed(k_BTJK, ctx, self.k_gain if self.spec.qk_norm else None)
+
+    def _values(self, x_BTD: jax.Array) -> jax.Array:
+        v_BTJK = linear(x_BTD, self.v)
+        return (
+            v_BTJK + self.v_bias[...].astype(x_BTD.dtype)
+            if self.spec.bias or self.spec.qkv_bias
+            else v_BTJK
+        )
+
+    def _placed(self, x_BTHK: jax.Array, ctx: Context, gain: Parameter | None) -> jax.Array:
+        if gain is not None:
+            x_BTHK = rmsnorm(x_BTHK, gain[...])
+        theta = self.spec.rotary_theta
+        return x_BTHK if theta is None else rotary(x_BTHK, ctx.positions_BT, theta=theta)
 
     def _out(self, y_BTHK: jax.Array) -> jax.Array:
         y_BTD = linear(y_BTHK, self.out)

@@ -41,15 +41,18 @@ def counts(experts_BTK: jax.Array, *, n_experts: int) -> jax.Array:
     return jnp.sum(hit_BTKE, axis=(1, 2), dtype=jnp.int32)
 
 
-def balance_loss(scores_BTE: jax.Array, counts_BE: jax.Array, *, over: str) -> jax.Array:
-    """E sum_e f_e p_e: f_e the share of all choices that fell on e, p_e the mean share of its score
-    in the sum of scores. 1 when even, E / K when K experts take everything with all the score.
+def shares(scores_BTE: jax.Array) -> jax.Array:
+    """Each score in the sum of its token's."""
+    return scores_BTE / (jnp.sum(scores_BTE, axis=-1, keepdims=True) + FLOOR)
+
+
+def balance_loss(p_BE: jax.Array, counts_BE: jax.Array, *, over: str) -> jax.Array:
+    """E sum_e f_e p_e: f_e the share of all choices that fell on e, p_e the mean over a row of its
+    `shares`. 1 when even, E / K when K experts take everything with all the score.
 
     This is the normalisation of OLMo-core and Megatron; that of Mixtral and Time-MoE is K times as
     large, and DeepSeek's per sequence is this one. `over` rows: the mean of each row's own.
     """
-    share_BTE = scores_BTE / (jnp.sum(scores_BTE, axis=-1, keepdims=True) + FLOOR)
-    p_BE = jnp.mean(share_BTE, axis=1)
     f_BE = counts_BE.astype(jnp.float32)
     f_BE = f_BE / jnp.sum(f_BE, axis=-1, keepdims=True)
     if over == "batch":  # rows are equally long, so that a mean over rows is one over tokens
@@ -57,9 +60,11 @@ def balance_loss(scores_BTE: jax.Array, counts_BE: jax.Array, *, over: str) -> j
     return p_BE.shape[-1] * jnp.mean(jnp.sum(f_BE * p_BE, axis=-1))
 
 
-def z_loss(logits_BTE: jax.Array) -> jax.Array:
-    """Mean square of log sum exp: keeps logits where float32 tells them apart (ST-MoE)."""
-    return jnp.mean(jax.nn.logsumexp(logits_BTE.astype(jnp.float32), axis=-1) ** 2)
+def z_squares(logits_BTE: jax.Array) -> jax.Array:
+    """Squares of log sum exp, whose mean is the z-loss: keeps logits where float32 tells them apart
+    (ST-MoE).
+    """
+    return jax.nn.logsumexp(logits_BTE.astype(jnp.float32), axis=-1) ** 2
 
 
 def towards_even(rate: float) -> Update:

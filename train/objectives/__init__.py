@@ -129,6 +129,13 @@ class ObjectiveSpec:
         return {**TOKENS, **self.arrays}
 
     @property
+    def over_positions(self) -> bool:
+        """Whether `loss` and `score` are sums over positions, each of its own logits and entries of
+        the arrays (B, T) alone.
+        """
+        return False
+
+    @property
     def arrays(self) -> Mapping[str, Any]:
         """Arrays of its batches besides those of `Batch`: name -> type. A name ends with the dims,
         as in `counted_BT`, of sizes that train.programs.abstract_batch knows.
@@ -211,6 +218,10 @@ class NextToken(ObjectiveSpec):
     kind: Literal["next_token"] = "next_token"  # pyright: ignore[reportIncompatibleVariableOverride]
 
     takes: ClassVar[tuple[str, ...]] = ("text", "answers")
+
+    @property
+    def over_positions(self) -> bool:
+        return True
 
     def prepare(self, batch: Batch, *, rows_B: np.ndarray, seed: int, vocab: int) -> Arrays:
         return batch._asdict()

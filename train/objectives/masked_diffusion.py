@@ -33,6 +33,10 @@ class Spec(ObjectiveSpec):
     samples: int = Field(default=4, ge=1)
 
     @property
+    def over_positions(self) -> bool:
+        return True
+
+    @property
     def arrays(self) -> Mapping[str, Any]:
         return {"counted_BT": np.float32}
 

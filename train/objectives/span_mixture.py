@@ -55,6 +55,10 @@ class Spec(ObjectiveSpec):
             raise ValueError(f"ratios {list(self.ratios)}: write shares between 0 and 1")
 
     @property
+    def over_positions(self) -> bool:
+        return True
+
+    @property
     def arrays(self) -> Mapping[str, Any]:
         return {"prefix_BT": np.bool_} if self.bidirectional_prefix else {}
 
