@@ -105,13 +105,20 @@ def train(args: argparse.Namespace) -> int:
 
 
 def sample(args: argparse.Namespace) -> int:
-    """Text from a run's newest checkpoint, so that a person can read what it has learned.
+    """Text from a run's newest checkpoint, so that a person can read what it has learned; of a run
+    on real numbers, the forecast of the next --tokens of each series of a file.
 
     ladder sample 15dcd4341cd1 --prompt "def main(" --temperature 0.8
     """
     from train.draw import Drawing
+    from train.forecast import forecast, is_forecaster
     from train.sample import sample as draw
 
+    if is_forecaster(args.of, root=args.root):
+        ahead = forecast(
+            args.of, args.prompt, root=args.root, tokens=args.tokens, time_column=args.time
+        )
+        return _out(args, ahead.to_json(), ahead.text())
     to = sys.stderr if args.json == "-" else sys.stdout
     drawing = Drawing(args.temperature, args.top_k, args.top_p, args.seed)
     found = draw(

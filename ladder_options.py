@@ -68,7 +68,10 @@ def table(verbs: Sequence[Callable[[argparse.Namespace], int]]) -> Parser:
 
     one = verb("sample")
     one.add_argument("of", metavar="RUN", help="id, unique beginning of an id, or folder of a run")
-    one.add_argument("--prompt", required=True, metavar="TEXT", help="what to go on from")
+    one.add_argument(
+        "--prompt", required=True, metavar="TEXT|FILE", help="what to go on from: text, or series"
+    )
+    one.add_argument("--time", metavar="COLUMN", help="of the file of series, one that is none")
     one.add_argument("--tokens", type=_whole, default=200, metavar="N", help="(default: 200)")
     one.add_argument(
         "--temperature", type=_number, default=0.8, metavar="X", help="0: greedy (default: 0.8)"

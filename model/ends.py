@@ -84,7 +84,8 @@ class Values(nnx.Module):
         self.gate = declare.table("gate", "D", matmuls=1.0)
         self.up = declare.table("up", "D", matmuls=1.0)
         learned = spec.series is not None and spec.series.missing
-        self.missing = declare.vector("missing", "D", init="zeros") if learned else None
+        # not from zero, where the first norm's slope is a thousand
+        self.missing = declare.table("missing", "D") if learned else None
         self.positions = declare.table("positions", "T D") if spec.learned_positions else None
         self.heads = declare.matrix("heads", "D O", contract="D", role=scaling.READOUT)
 

@@ -1,7 +1,6 @@
 """What has a run learned to say? Text after a prompt, from the newest checkpoint of a run."""
 
 import dataclasses
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,16 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from model.decoder import Model, build
+from model.decoder import Model
 from parallelism.errors import InputError
 from train import unmask
-from train.checkpoint import read_params
 from train.data.task import TaskSpec
 from train.data.tokenizers import Tokenizer, load_tokenizer
 from train.draw import STREAM, Drawing, knobs_of, programs
-from train.find import find_run
-from train.programs import resolved_execution, use_cache
-from train.spec import RunSpec, from_dict
+from train.newest import newest, spec_of
+from train.programs import resolved_execution
+from train.spec import RunSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,8 +100,7 @@ def sample(
 
 def load(run: str, *, root: Path) -> Trained:
     """A run's spec, tokeniser and newest parameters, on the first device."""
-    found = find_run(run, root)
-    spec = from_dict(found.spec, source=str(found.path / "spec.json"))
+    found, spec = spec_of(run, root=root)
     ids = [s.kind == "tokens" or isinstance(s, TaskSpec) for s in spec.data.sources]
     spelled = any(isinstance(s, TaskSpec) and s.spells for s in spec.data.sources)
     if all(ids) and not spelled and spec.data.tokenizer == "bytes":
@@ -113,26 +110,11 @@ def load(run: str, *, root: Path) -> Trained:
             "was trained on ids that no tokeniser made, so no text can be given to it; for token "
             "files, name their tokenizer.json in data.tokenizer when training",
         )
-    if (found.path.parent / ".cache").is_dir():
-        use_cache(found.path.parent / ".cache")
-    model = build(spec.model)
-    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    abstract = {
-        path: jax.ShapeDtypeStruct(d.shape, np.float32, sharding=one)
-        for path, d in model.declarations.items()
-    }
-    read = read_params(
-        found.path / "ckpt", abstract, say=lambda text: print(text, file=sys.stderr, flush=True)
-    )
-    if read is None:
-        raise InputError(
-            "RUN",
-            found.run_id,
-            f"has no checkpoint that can be read ({found.status}); "
-            "train it further with ladder train",
-        )
-    step, params = read
-    return Trained(found.run_id, spec, step, model, params, load_tokenizer(spec.data.tokenizer))
+    if spec.model.series is not None:
+        raise InputError("RUN", found.run_id, "forecasts real numbers, and draws no text")
+    made = newest(run, root=root)
+    tokenizer = load_tokenizer(spec.data.tokenizer)
+    return Trained(made.run_id, made.spec, made.step, made.model, made.params, tokenizer)
 
 
 def encode(prompt: str, trained: Trained) -> np.ndarray:

@@ -93,8 +93,8 @@ class Spec(ObjectiveSpec):
         return out
 
     def blind(self, model: ModelSpec) -> float | None:
-        """Of rows with deviation 1, whose mean is the best guess: half a square at most."""
-        return 0.5 if self.statistics == "row" else None
+        """Of a forecast as spread as what comes, and independent of it: half of 1 + 1 at most."""
+        return 1.0 if self.statistics == "row" else None
 
     def check(self, model: ModelSpec) -> None:
         if model.series is None:
