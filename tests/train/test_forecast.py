@@ -213,7 +213,7 @@ def test_a_run_records_its_measures_and_forecasts_a_file(root, tmp_path, capsys)
     assert np.isfinite(last["loss/val"]) and "bpb/val" not in last
     path = tmp_path / "two.csv"
     t = np.arange(40)
-    rows = [f"d{i},{np.sin(i):.4f},{100 + 5 * np.cos(i):.4f}" for i in t]
+    rows = [f"d{i:02},{np.sin(i):.4f},{100 + 5 * np.cos(i):.4f}" for i in t]
     path.write_text("\n".join(["day,a,b", *rows[:20], "e,,", *[f"f{r}" for r in rows[20:]]]))
     call = ["sample", spec.run_id, "--root", str(root), "--prompt", str(path), "--tokens", "13"]
     assert main([*call, "--time", "day"]) == 0
