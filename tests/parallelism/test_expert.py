@@ -1,4 +1,4 @@
-"""Do tokens reach their experts wherever those lie, without loss, and for the bytes that are said?"""
+"""Do tokens reach their experts wherever those lie, without loss, for the bytes that are said?"""
 
 from functools import partial
 from typing import Any

@@ -1,5 +1,5 @@
-"""Does a run give the same numbers on every mesh? Loss, parameters and statistics of ten steps, beside
-those of one device.
+"""Does a run give the same numbers on every mesh? Loss, parameters and statistics of ten steps,
+beside those of one device.
 """
 
 from pathlib import Path
@@ -68,7 +68,7 @@ def on(run: RunSpec, mesh: dict[str, Any]) -> RunSpec:
 
 
 def trained(run: RunSpec, folder: Path) -> dict[str, Any]:
-    """Losses, and the parameters and sums of statistics after ten steps, compiled as a run's are."""
+    """Losses, parameters and sums of statistics after ten steps, compiled as a run's are."""
     model, mesh = build(run.model), make_mesh(run.execution.mesh)
     state = initial_state(model, run.seed)
     shardings, rows = state_shardings(model, state, mesh), batch_sharding(mesh)
