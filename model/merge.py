@@ -69,6 +69,11 @@ def _each_ffn(spec: ModelSpec, change) -> ModelSpec:
             replace(b, ffn=change(b.ffn)) if isinstance(b.ffn, StructuredSpec) else b for b in parts
         )
 
+    encoder = spec.encoder
     return replace(
-        spec, first=blocks(spec.first), repeat=blocks(spec.repeat), last=blocks(spec.last)
+        spec,
+        first=blocks(spec.first),
+        repeat=blocks(spec.repeat),
+        last=blocks(spec.last),
+        encoder=None if encoder is None else replace(encoder, repeat=blocks(encoder.repeat)),
     )
