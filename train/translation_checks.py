@@ -29,12 +29,11 @@ def check(spec: RunSpec) -> None:
             f"data.source_len {data.source_length} exceeds model.learned_positions {table}; write "
             f"at most that, or raise model.learned_positions"
         )
-    for axis in ("sequence", "pipeline"):
-        if (size := getattr(execution.mesh, axis)) > 1:
-            raise ValueError(
-                f"execution.mesh.{axis} {size} shares out one text, and a model with an encoder "
-                f"has two; write execution.mesh.{axis}=1, and data, fsdp or tensor in its place"
-            )
+    if execution.mesh.pipeline > 1:
+        raise ValueError(
+            f"execution.mesh.pipeline {execution.mesh.pipeline}: the stream that stages pass on "
+            f"has an encoder beside it; write 1, and data, fsdp or tensor in its place"
+        )
     if spec.start is not None:
         raise ValueError(
             f"start.kind {spec.start.kind} begins from a decoder alone, and the model has an "

@@ -259,7 +259,10 @@ def test_flops_are_those_of_each_side_at_its_own_length():
         ({"data.source_len": 8}, "no room for 12 letters and their end; write at least 13"),
         ({"data.source_len": 2048}, "data.source_len 2048 exceeds model.learned_positions 1024"),
         ({"data.isolate_documents": False}, "write data.isolate_documents=true"),
-        ({"execution.mesh.pipeline": 2}, "write execution.mesh.pipeline=1"),
+        (
+            {"execution.mesh.pipeline": 2},
+            "has an encoder beside it; write 1, and data",
+        ),
         ({"start": {"kind": "grow", "run": "a" * 12}}, "begins from a decoder alone"),
         ({"data.order": "contiguous"}, "reads one source of text"),
     ],
