@@ -6,6 +6,7 @@ T; a pair is never cut. One that is longer than a row is left out, and counted w
 what it read; where more than a share of them are, the lengths are refused.
 """
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -117,7 +118,7 @@ def take_pairs(
     source_N, target_N = _lengths(corpus.source), _lengths(corpus.target)
     fits_N = (source_N <= source_len) & (target_N <= seq_len)
     if (~fits_N).mean() > LEFT_OUT:
-        wanted = [int(np.quantile(x_N, 1 - LEFT_OUT / 2)) for x_N in (target_N, source_N)]
+        wanted = [math.ceil(np.quantile(x_N, 1 - LEFT_OUT / 2)) for x_N in (target_N, source_N)]
         raise InputError(
             field,
             f"{(~fits_N).sum()} of {len(fits_N)} pairs are longer than a row",
