@@ -5,8 +5,11 @@ import pytest
 
 from analysis import laws
 from analysis.coordinates import centred, evaluate
+from analysis.fit import fit
 from analysis.laws import granularity, joint_moe, moe, nmt, parscale
+from analysis.observations import observe
 from parallelism.errors import InputError
+from train.record import RunDir
 
 RNG = np.random.default_rng(0)
 ROWS = 12
@@ -287,6 +290,33 @@ def test_the_split_between_encoder_and_decoder_is_the_best_of_all():
     share = np.linspace(0.001, 0.999, 99_801)
     loss = 1.4 + 900.0 * (share * 4e8) ** -0.18 * ((1 - share) * 4e8) ** -0.31
     assert N_e / 4e8 == pytest.approx(share[loss.argmin()], abs=1e-5)
+
+
+def translations(root, sizes) -> None:
+    """Runs as the trainer leaves them, of a known law."""
+    for i, (N_e, N_d) in enumerate(sizes):
+        run = RunDir(root / f"{i:012x}")
+        params = {"total": N_e + N_d + 9_000, "encoder": N_e, "decoder": N_d}
+        run.start(
+            spec={"format": 1, "data": {"tokenizer": "bytes", "seq_len": 64}, "seed": i},
+            env={"data": {"fingerprint": "f00dfeed"}},
+            counts={"params": params, "flops_per_token": {"causal_attn": 6.0 * (N_e + N_d)}},
+        )
+        loss = 0.4 + 30.0 * N_e**-0.2 * N_d**-0.3
+        run.finish(
+            status="done", reason=None, metrics={"loss/val": loss, "tokens": 1e6}, seconds=1.0
+        )
+
+
+def test_runs_give_the_law_of_both_sides_and_a_joint_sweep_is_refused(tmp_path):
+    depths = [10_000, 20_000, 40_000]
+    translations(tmp_path / "grid", [(e, d) for e in depths for d in depths])
+    found = fit(observe(tmp_path / "grid", inputs=nmt.LAW.inputs), law="translation", bootstrap=0)
+    assert found.params["p_e"] == pytest.approx(0.2, rel=1e-3)
+    assert found.params["p_d"] == pytest.approx(0.3, rel=1e-3)
+    translations(tmp_path / "joint", [(e, 1.5 * e) for e in range(10_000, 100_000, 10_000)])
+    with pytest.raises(InputError, match="N_e and N_d lie on one line"):
+        fit(observe(tmp_path / "joint", inputs=nmt.LAW.inputs), law="translation", bootstrap=0)
 
 
 # -- refusals --------------------------------------------------------------------------------------
