@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from analysis.fit_figure import save
 from analysis.svg import ACCENT, INK, MEASURED, MUTED, STYLE, colour
 from benchmarks.zoo_plan import Zoo
-from benchmarks.zoo_results import BASELINE
+from benchmarks.zoo_results import BASELINE, LAW
 
 
 def order(found: dict[str, Any], zoo: Zoo) -> list[str]:
@@ -59,7 +59,8 @@ def page(value: dict[str, Any], zoo: Zoo, *, figure: str) -> str:
             f"{', '.join(map(str, zoo.widths))} at each budget (the width is in brackets), mean "
             f"over seeds with its 95 % Student interval. `C / C {BASELINE}` is the compute that "
             f"the architecture needs over what {BASELINE} needs for the loss that {BASELINE} has "
-            f"at the largest budget, by the fitted laws: below 1 is better than {BASELINE}.",
+            f"at the largest budget, by power laws of compute through these cells ({LAW}), with "
+            f"its 95 % interval: below 1 is better than {BASELINE}.",
             "",
             f"| architecture | {budgets} | C / C {BASELINE} | crosses {BASELINE} at | not done |",
             f"|---|{'---|' * (len(zoo.budgets) + 3)}",

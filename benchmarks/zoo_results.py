@@ -7,7 +7,7 @@ has too few finished seeds its number is missing, not made up.
 import math
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ def gather(
         rows = [_read(run, root) for run in runs]
         out[arch]["text"] = {f"{b:g}": _at_budget(rows, b) for b in zoo.budgets}
         out[arch]["runs"] = rows
-        fits[arch] = _law(rows, root)
+        fits[arch] = _law(_best_rows(rows, out[arch]["text"]), root)
         said = fits[arch] if isinstance(fits[arch], str) else fits[arch][0].status
         say(f"law of {arch}: {said}")
     for arch, found in fits.items():
@@ -142,14 +142,22 @@ def _task(rows: list[dict[str, Any]]) -> dict[str, Any]:
 # -- laws ------------------------------------------------------------------------------------------
 
 
-def _law(rows: list[dict[str, Any]], root: Path) -> Any:
-    """(fit, its rows), or why there is none."""
+LAW = "kaplan_c"  # two parameters: as much as two or three budgets within a decade or so can bear
+
+
+def _best_rows(rows: Sequence[dict[str, Any]], text: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Runs at the best width of their budget."""
+    return [r for r in rows if r["d_model"] == text[f"{r['budget']:g}"]["d_model"]]
+
+
+def _law(rows: Sequence[dict[str, Any]], root: Path) -> Any:
+    """(power law of compute, its rows), or why there is none."""
     ids = [r["run_id"] for r in rows]
     if sum(r["status"] == "done" for r in rows) < 6:
         return f"{sum(r['status'] == 'done' for r in rows)} finished runs"
     try:
-        observed = observe(root, run_ids=ids, convention=CONVENTION)
-        return fit(observed), observed
+        observed = observe(root, inputs=("C",), run_ids=ids, convention=CONVENTION)
+        return fit(observed, law=LAW), observed
     except InputError as error:
         return _told(error)
 
