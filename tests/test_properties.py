@@ -25,7 +25,7 @@ from train.step import abstract_state, initial_state
 
 # The default suite holds the first variant of every layer to everything that one layer shows, and
 # these to what takes whole models and many compilations; all of it runs with the slow tests.
-OFTEN = ("attention", "cross_attention", "gated_deltanet", "swiglu", "moe")
+OFTEN = ("attention", "swiglu")
 FIRST = p.cases(every_variant=False)
 
 

@@ -53,6 +53,7 @@ def test_every_architecture_has_the_same_flops_seeds_and_steps():
     assert len({(r.labels["task"], r.spec.steps) for r in task.runs}) == len(zoo.tasks)
 
 
+@pytest.mark.slow
 def test_the_page_is_made_from_the_run_directories_and_names_what_is_missing(root):
     zoo = Zoo(
         archs=("dense", "gpt2"),

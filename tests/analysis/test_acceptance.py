@@ -179,6 +179,7 @@ def test_on_a_ray_of_tokens_per_parameter_only_the_ray_is_known():
     assert np.median(ratio) >= 4
 
 
+@pytest.mark.slow
 def test_a_small_grid_of_3_by_4_covers():
     n, d = grid(TRUTH, budgets=3, sizes=4, first=1e18, factor=10**0.5, span=4)
     inside = []

@@ -65,6 +65,7 @@ def test_where_the_law_is_exact_chosen_runs_take_30_percent_off_the_error(errors
         assert pooled(errors[goal, 0.0]) <= 0.70
 
 
+@pytest.mark.slow
 def test_where_the_law_errs_chosen_runs_are_never_worse_than_an_isoflop(errors):
     for goal in ("both", "loss"):
         assert (errors[goal, 0.003][:, 0] <= errors[goal, 0.003][:, 1]).all()

@@ -50,6 +50,7 @@ def test_huber_fit_of_240_points_reaches_the_optimum(kept):
     assert found.starts_agree >= 0.95 * found.starts
 
 
+@pytest.mark.slow
 def test_the_papers_own_table_is_an_almost_absolute_loss(kept):
     p = fit(kept, huber=1e-5, bootstrap=0).params
     assert p["alpha"] == pytest.approx(0.3478, abs=5e-4)
@@ -59,6 +60,7 @@ def test_the_papers_own_table_is_an_almost_absolute_loss(kept):
     assert p["B"] == pytest.approx(2085.43, rel=0.01)
 
 
+@pytest.mark.slow
 def test_bootstrap_standard_errors_over_4000_resamples(kept):
     begun = time.perf_counter()
     found = fit(kept, huber=1e-3, bootstrap=4000)

@@ -58,6 +58,7 @@ def test_gemstones_reach_the_published_optimum(variant, rows):
     assert named["beta"] == pytest.approx(beta, abs=1e-3)
 
 
+@pytest.mark.slow
 @published.needs(*GEMSTONES_FILES, source=GEMSTONES)
 def test_a_fit_goes_below_a_published_one_that_did_not_converge():
     law = laws.resolve("chinchilla")
@@ -69,6 +70,7 @@ def test_a_fit_goes_below_a_published_one_that_did_not_converge():
 
 # approach_3_width_depth*_grid_search_0_*.json of parameters_delta-3 in the authors' repository,
 # from 135,000 starts and more
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, variant, objective",
     [
@@ -155,6 +157,7 @@ def olmo_points(task):
     return list(points.values()), target
 
 
+@pytest.mark.slow
 @published.needs(OLMO, *OLMO_STEP1, source="github.com/allenai/OLMo-ladder")
 def test_nine_predictions_of_the_olmo_ladder(tmp_path):
     law, tasks = laws.resolve("chinchilla"), olmo_tasks()

@@ -108,6 +108,7 @@ def test_the_named_schedules_are_the_rates_in_the_files(name):
         np.testing.assert_allclose(history(name).at(data["step"]), data["lr"], rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", TRAIN + TEST)
 def test_published_parameters_evaluate_to_the_logged_metrics(size, name):

@@ -260,6 +260,7 @@ def test_three_curves_predict_schedules_and_horizons_that_were_never_run(fitted,
     assert not curve.outside
 
 
+@pytest.mark.slow
 def test_a_mid_run_loss_implies_the_annealed_loss(fitted):
     history = TRAINED[1]
     low = PEAK / 1000

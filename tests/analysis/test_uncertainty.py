@@ -19,6 +19,7 @@ from tests.analysis.synthetic import Truth, grid, observations
 REPLICATES = 50
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sizes", "noise"), [(4, 0.006), (6, 0.002)])
 def test_intervals_cover_the_next_rung_as_often_as_they_say(sizes, noise):
     """One run at 3x the top budget from 3 budgets: 95 % intervals.

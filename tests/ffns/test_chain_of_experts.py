@@ -174,6 +174,7 @@ def test_an_upcycled_mixture_computes_the_same_until_its_mix_leaves_zero(routers
     assert np.max(np.abs(logits(spec, moved) - logits(start, params))) > 0.1
 
 
+@pytest.mark.slow
 def test_the_mix_of_an_upcycled_chain_learns_and_so_do_all_routers_after_it():
     spec, grown = moe_to_chain(MOE, p.trained_params(build(MOE)), passes=2)
     gradient = jax.grad(p.mean_loss(build(spec)))(grown, p.batch(2, 9))

@@ -170,6 +170,7 @@ def test_a_model_that_mixes_decodes_as_it_trains():
     assert_close(jnp.concatenate(out, axis=1), whole)
 
 
+@pytest.mark.slow
 def test_scanned_or_unrolled_rematerialised_or_not_a_model_that_mixes_is_the_same():
     model = build(model_spec())
     params, data = trained_params(model), batch(2, 9)

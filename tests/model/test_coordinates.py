@@ -48,6 +48,7 @@ def check(name: str, kind: str, corpus: SourceSpec, cache: Path) -> Check:
     return coordinate_check(run, cache=cache, widths=widths, seeds=SEEDS.get(name, 2))
 
 
+@pytest.mark.slow
 def test_changes_are_flat_in_width_under_mup_and_grow_under_standard(root: Path, corpus):
     flat = check("dense", "mup", corpus, root / ".cache/data")
     grown = check("dense", "standard", corpus, root / ".cache/data")

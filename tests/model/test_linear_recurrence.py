@@ -59,6 +59,7 @@ def test_the_written_gradient_is_that_of_the_loop_in_float64():
             np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_what_a_document_leaves_reaches_no_other_exactly():
     f, u, segments, start = inputs(12)
 

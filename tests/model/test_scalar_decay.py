@@ -132,6 +132,7 @@ def test_no_decay_is_causal_attention_without_a_softmax():
     assert_close(run(scalar_decay, d, dtype=np.float32, chunk=8)[0], expected)
 
 
+@pytest.mark.slow
 def test_the_state_is_wide_in_bfloat16_and_errors_do_not_grow_with_length():
     rng = np.random.default_rng(0)
     shape = (1, 1024, 1, 8)

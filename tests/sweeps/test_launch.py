@@ -154,6 +154,7 @@ def test_a_sweep_trains_every_cell_and_a_second_one_does_nothing(root):
     assert plan_path(root, "small").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_workers_cell_resumes_and_equals_an_unbroken_run(root, unbroken):
     made = plan("killed", lrs=(1e-3,), tokens=LONG)
     process = started(root, made)
@@ -208,6 +209,7 @@ def test_a_killed_parent_leaves_no_worker_behind(root):
     assert list(run.checkpoints.iterdir())
 
 
+@pytest.mark.slow
 def test_two_sweeps_on_one_root_train_each_cell_exactly_once(root):
     made = plan("shared", lrs=tuple(1e-3 * k for k in range(1, 7)), tokens=128 * 400)
     first, second = started(root, made), started(root, made)

@@ -76,6 +76,7 @@ def larger(spec: RunSpec, n_layers: int, **start) -> RunSpec:
     return put(spec, {"model.n_layers": n_layers, "start": begin})
 
 
+@pytest.mark.slow
 def test_a_run_of_two_layers_grows_to_four_and_then_to_eight(base):
     root, spec = base
     small = {k: np.asarray(v) for k, v in load(spec.run_id, root=root).params.items()}

@@ -118,6 +118,7 @@ def test_what_changes_the_program_changes_the_shape_key(corpus: SourceSpec, path
     assert shape_key(put(spec, {path: value})) != shape_key(spec)
 
 
+@pytest.mark.slow
 def test_the_persistent_cache_serves_a_second_process(root: Path, corpus: SourceSpec):
     from tests.train.tiny import python
     from train.spec import to_json

@@ -162,6 +162,7 @@ def test_a_step_draws_anew_and_the_same_the_next_time(root, corpus):
     assert (hidden[0][0] != hidden[0][1]).any(), "every row has draws of its own"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS[1:])
 def test_a_run_learns_and_resumes_to_the_same_ledger(root, corpus, kind: str):
     spec = of(kind, corpus, **{"evaluation.every": 1})

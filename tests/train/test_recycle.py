@@ -77,6 +77,7 @@ def test_the_first_state_is_the_run_with_new_streams_and_empty_moments(dense, ro
     assert not any(leaf.any() for leaf in jax.tree.leaves((adam.mu, adam.nu)))
 
 
+@pytest.mark.slow
 def test_the_loss_jumps_and_recovers_with_the_backbone_trained_or_frozen(dense, root: Path):
     _, spec, params = dense
     before = RunDir(root / spec.run_id).metrics()[-1]["loss/val"]

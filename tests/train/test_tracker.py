@@ -49,6 +49,7 @@ def test_without_wandb_nothing_is_missing_and_it_is_not_even_imported(root, corp
     assert not list(root.rglob("wandb"))
 
 
+@pytest.mark.slow
 def test_offline_mode_mirrors_the_ledger(root, corpus):
     spec = tiny(corpus)
     path = root / "spec.json"

@@ -52,6 +52,7 @@ def shares(model, ids: list[int]) -> np.ndarray:
     return p / p.sum(-1, keepdims=True)
 
 
+@pytest.mark.slow
 def test_two_places_are_drawn_in_either_order_as_the_model_says(model):
     n, wanted = 8000, np.zeros((IDS, IDS))
     first = shares(model, [1, 2, V, V])
@@ -67,6 +68,7 @@ def test_two_places_are_drawn_in_either_order_as_the_model_says(model):
     assert wanted.max() > 2 * wanted.min(), "nothing to tell apart"
 
 
+@pytest.mark.slow
 def test_greedily_the_surest_place_is_next_and_takes_its_likeliest_token(model):
     ids, order = [1, 2, V, V, V, V], []
     while V in ids:
@@ -80,6 +82,7 @@ def test_greedily_the_surest_place_is_next_and_takes_its_likeliest_token(model):
     assert order != sorted(order), "from left to right would have given the same"
 
 
+@pytest.mark.slow
 def test_a_row_is_drawn_by_its_seed_and_number_whatever_rows_are_beside_it(model):
     six = fill(model, rows=6, tokens=8, drawing=Drawing(temperature=1.0))
     two = fill(model, rows=2, tokens=8, drawing=Drawing(temperature=1.0))
