@@ -81,7 +81,9 @@ def gpt2(d_model: int = 128) -> ModelSpec:
 
 def quasi_lstm(d_model: int = 128) -> ModelSpec:
     """Languini's quasi-LSTM (Stanic et al. 2023): an LSTM whose gates see the input alone, then a
-    GELU layer, both behind LayerNorm; the cell passes from one contiguous segment to the next.
+    GELU layer, both behind LayerNorm. The paper's cells pass from one contiguous segment to the
+    next: write data.order=contiguous and data.carry_state=true. Without, rows are shuffled and
+    every one begins with empty cells, so that it compares with the others on equal data.
 
     Differs: muP and its start of the weights (the paper: normal 0.02, embedding times sqrt D), as
     many cells as the width (its smallest model has half), a scan without logarithms.
