@@ -9,7 +9,7 @@ from model.count import CONVENTIONS, Counts, count
 from model.decoder import build
 from model.spec import ModelSpec
 from parallelism.axes import AXES, MeshSpec
-from parallelism.place import report
+from parallelism.place import Report, report
 from parallelism.rules import PARAMETERS
 
 
@@ -20,6 +20,7 @@ class Shown:
     source_len: int | None
     counts: Counts
     rows: list[dict[str, Any]]
+    placed: Report
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -31,6 +32,7 @@ class Shown:
             "flops_per_token": self.counts.flops_per_token,
             "decode_state": self.counts.decode_state,
             "per_expert": self.counts.per_expert,
+            "mesh": self.placed.to_json(),
             "parameters": self.rows,
         }
 
@@ -87,6 +89,8 @@ class Shown:
             f"(training FLOPs per token at sequences of {self.seq_len}{self._sources()}; lr and wd "
             f"multiply the run's values)"
         )
+        if placed := self.placed.text():
+            totals.append(placed)
         return "\n".join([head, "", *lines, "", *totals])
 
     def _sources(self) -> str:
@@ -115,8 +119,8 @@ def show(
             "role": d.role,
             "contract": " ".join(d.contract),
             "sharding": _names(d.dims),
-            "partition": placed[d.path]["partition"],
-            "copies": placed[d.path]["copies"],
+            "partition": placed.rows[d.path]["partition"],
+            "copies": placed.rows[d.path]["copies"],
             "init": f"normal {d.scaling.std:.3g}"
             if d.init == "normal" and d.scaling.std
             else ("zeros" if d.init == "normal" else str(d.init)),
@@ -128,7 +132,9 @@ def show(
         for d in declarations.values()
     ]
     counts = count(spec, seq_len=seq_len, source_len=source_len)
-    return Shown(spec=spec, seq_len=seq_len, source_len=source_len, counts=counts, rows=rows)
+    return Shown(
+        spec=spec, seq_len=seq_len, source_len=source_len, counts=counts, rows=rows, placed=placed
+    )
 
 
 def _said(spec: ModelSpec) -> str:

@@ -6,6 +6,8 @@ as called in model/block.py and model/decoder.py.
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -84,22 +86,69 @@ def constrainer(mesh: Mesh, rules: Rules = ACTIVATIONS) -> Callable[[jax.Array, 
     return constrain
 
 
+@dataclass(frozen=True)
+class Report:
+    """How parameters lie on a mesh. `rows` by path: the partition, how many devices hold a copy of
+    each element, and along which of the mesh axes that shard parameters it is not sharded.
+    """
+
+    mesh: Mapping[str, int]
+    rows: Mapping[str, dict[str, Any]]
+
+    def to_json(self) -> dict[str, Any]:
+        """`whole`: every path that is not sharded along an axis, the largest first."""
+        return {
+            "parameters": sum(row["size"] for row in self.rows.values()),
+            "parameters_per_device": sum(row["per_device"] for row in self.rows.values()),
+            "whole": {axis: self._whole(axis) for axis in _sharding_axes(self.mesh)},
+        }
+
+    def _whole(self, axis: str) -> list[str]:
+        paths = [path for path, row in self.rows.items() if axis in row["whole_over"]]
+        return sorted(paths, key=lambda path: -self.rows[path]["size"])
+
+    def text(self) -> str:
+        """Nothing on one device."""
+        used = {axis: size for axis, size in self.mesh.items() if size > 1}
+        if not used:
+            return ""
+        said = self.to_json()
+        lines = [
+            f"on {' x '.join(f'{axis} {size}' for axis, size in used.items())}: "
+            f"{said['parameters_per_device']:,} of {said['parameters']:,} parameters a device, "
+            f"as many gradients, and two moments of each"
+        ]
+        for axis, paths in said["whole"].items():
+            named = [f"{path} ({self.rows[path]['size']:,})" for path in paths]
+            lines.append(f"not sharded over {axis}: {', '.join(named) or 'nothing'}")
+        return "\n".join(lines)
+
+
+def _sharding_axes(mesh: Mapping[str, int]) -> list[str]:
+    """Those along which parameters are sharded, of more than one device."""
+    named = {axis for axes in PARAMETERS.values() for axis in axes}
+    return [axis for axis, size in mesh.items() if size > 1 and axis in named]
+
+
 def report(
     declared: Mapping[str, tuple[tuple[str, ...], tuple[int, ...]]], mesh: Mapping[str, int]
-) -> dict[str, dict[str, object]]:
-    """By parameter path: its partition and how many devices hold a copy of each element."""
-    devices = math.prod(mesh.values())
-    rows: dict[str, dict[str, object]] = {}
+) -> Report:
+    """Of parameters by path, with their dims and shapes."""
+    rows: dict[str, dict[str, Any]] = {}
     for path, (dims, shape) in declared.items():
         spec = partition(dims, shape, rules=PARAMETERS, mesh=mesh, what=path)
-        axes = [
+        used = [
             a
             for part in spec
             if part is not None
             for a in ((part,) if isinstance(part, str) else part)
         ]
+        size, ways = math.prod(shape), math.prod(mesh[a] for a in used)
         rows[path] = {
             "partition": str(tuple(spec)),
-            "copies": devices // math.prod(mesh[a] for a in axes),
+            "copies": math.prod(mesh.values()) // ways,
+            "size": size,
+            "per_device": size // ways,
+            "whole_over": [axis for axis in _sharding_axes(mesh) if axis not in used],
         }
-    return rows
+    return Report(mesh=mesh, rows=rows)

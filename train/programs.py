@@ -29,6 +29,7 @@ from parallelism.place import (
     constrainer,
     parameter_sharding,
     replicated,
+    report,
     row_sharding,
 )
 from parallelism.rules import RESIDUALS
@@ -78,6 +79,8 @@ def resolved_execution(spec: RunSpec) -> dict[str, str]:
 def devices(spec: RunSpec) -> dict[str, Any]:
     """What the programs run on and how, as JSON for the record."""
     found = jax.devices()
+    declared = build(spec.model).declarations
+    placed = report({p: (d.dims, d.shape) for p, d in declared.items()}, spec.execution.mesh.sizes)
     return {
         "devices": {
             "count": len(found),
@@ -85,6 +88,7 @@ def devices(spec: RunSpec) -> dict[str, Any]:
             "platform": found[0].platform,
         },
         "processes": jax.process_count(),
+        "placement": placed.to_json(),
         "resolved": {**resolved_execution(spec), "mesh": spec.execution.mesh.sizes},
     }
 

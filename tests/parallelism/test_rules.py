@@ -122,7 +122,8 @@ def test_constraints_reach_the_program_on_a_mesh_and_say_nothing_on_one_device()
 
 def test_the_report_says_how_many_devices_hold_a_copy():
     declared = {"w": (("D", "F"), (16, 32)), "gain": (("D",), (16,)), "k": (("K",), (8,))}
-    rows = report(declared, sizes(data=2, fsdp=4, tensor=2))
+    placed = report(declared, sizes(data=2, fsdp=4, tensor=2))
+    rows = placed.rows
     assert {path: row["copies"] for path, row in rows.items()} == {"w": 2, "gain": 4, "k": 16}
     assert rows["w"]["partition"] == "('fsdp', 'tensor')"
 
