@@ -50,7 +50,9 @@ class Tokens(nnx.Module):
         positions = self.positions if positions is None else positions
         if positions is not None:
             x_BTD = x_BTD + positions[...][ctx.positions_BT]
-        return ctx.residual(x_BTD.astype(dtype), "B T D")
+        # whole before it is shared, or every device looks its positions up in the whole table
+        x_BTD = ctx.constrain(x_BTD.astype(dtype), "B T D")
+        return ctx.residual(x_BTD, "B T D")
 
     @property
     def read(self) -> tuple[str, ...]:
