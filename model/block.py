@@ -13,13 +13,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from model.chunked import ChunkedFfn, Sums
 from model.context import Context, State
 from model.ops.norm import layernorm, rmsnorm
 from model.param import Declare
 from model.spec import BlockSpec, LayerSpec, resolve
 from parallelism.errors import InputError
-
-Sums = Any  # a tree of arrays (rows, ...)
 
 CROSS = "cross/"  # what a block remembers of a source, apart from what its mixer does
 
@@ -48,6 +47,11 @@ class Block(nnx.Module):
         self.ffn_replaces = feeds and spec.ffn.replaces_stream
 
     def __call__(self, x_BTD: jax.Array, ctx: Context) -> tuple[jax.Array, dict[str, jax.Array]]:
+        x_BTD, aux = self.mix(x_BTD, ctx)
+        return self.feed_forward(x_BTD, ctx, aux)
+
+    def mix(self, x_BTD: jax.Array, ctx: Context) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """All that comes before the feed-forward layer."""
         aux: dict[str, jax.Array] = {}
         if self.mixer is not None and self.mixer_norm is not None:
             y_BTD, own = self.mixer(ctx.constrain(self.mixer_norm(x_BTD), "B T D"), ctx)
@@ -57,23 +61,32 @@ class Block(nnx.Module):
             y_BTD, own = self.cross(ctx.constrain(self.cross_norm(x_BTD), "B T D"), ctx)
             aux = add_aux(aux, counted(own))
             x_BTD = ctx.residual(x_BTD + y_BTD, "B T D")
-        return self.feed_forward(x_BTD, ctx, aux)
+        return x_BTD, aux
 
     def part(self, x_BTD: jax.Array, ctx: Context) -> tuple[jax.Array, Sums]:
         """`__call__` on some rows of the batch, and the sums that `aux` is made of."""
-        x_BTD, own = self(x_BTD, ctx)
+        x_BTD, own = self.mix(x_BTD, ctx)
+        if self.ffn is None or self.ffn_norm is None or not self._by_rows():
+            x_BTD, own = self.feed_forward(x_BTD, ctx, own)
+            sums: Sums = {}
+        else:
+            y_BTD, sums = self.ffn.part(ctx.constrain(self.ffn_norm(x_BTD), "B T D"), ctx)
+            x_BTD = ctx.residual(y_BTD if self.ffn_replaces else x_BTD + y_BTD, "B T D")
         if own:
             raise InputError(
                 "execution.mesh.pipeline",
                 None,
-                f"a layer gives {', '.join(sorted(own))} of the whole batch, and a pipeline runs "
-                "parts of it; write 1",
+                f"as it is set, a layer gives {', '.join(sorted(own))} of the whole batch, and a "
+                "pipeline runs parts of it; write 1, or model.repeat.*.ffn.capacity=null",
             )
-        return x_BTD, {}
+        return x_BTD, sums
 
     def aux(self, sums: Sums, *, positions: int) -> dict[str, jax.Array]:
         """Of the sums over all rows of what `part` gave."""
-        return {}
+        return counted(self.ffn.aux(sums, positions=positions)) if self._by_rows() else {}
+
+    def _by_rows(self) -> bool:
+        return isinstance(self.ffn, ChunkedFfn) and self.ffn.by_rows
 
     def start(self, rows: int, *, length: int, dtype: Any) -> State:
         """What the block remembers of no position, with room for `length` of them."""

@@ -25,8 +25,13 @@ class ChunkedFfn(nnx.Module):
         """False where, as it stands, positions do depend on each other."""
         return True
 
+    @property
+    def by_rows(self) -> bool:
+        """False where, as it is set, rows of the batch depend on each other."""
+        return True
+
     def part(self, x_BTD: jax.Array, ctx: Context) -> tuple[jax.Array, Sums]:
-        """Of some positions: y (B, T, D) and their sums."""
+        """Of some positions, or of some rows: y (B, T, D) and their sums."""
         raise NotImplementedError
 
     def aux(self, sums: Sums, *, positions: int) -> Aux:

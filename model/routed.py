@@ -255,6 +255,10 @@ class RoutedFfn(ChunkedFfn):
     experts: Experts
     shared: Shared | None
 
+    @property
+    def by_rows(self) -> bool:
+        return self.spec.capacity is None
+
     def in_chunks(self, ctx: Context) -> bool:
         return self.spec.capacity is None and ctx.exchange is None
 

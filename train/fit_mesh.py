@@ -64,6 +64,11 @@ def _check_pipeline(spec: "RunSpec", rows: int) -> None:
             f"{stages}, and there are {parts}; write execution.rounds=1, or a larger "
             f"budget.batch_tokens"
         )
+    if execution.remat == "stream":
+        raise ValueError(
+            "execution.remat stream cuts the positions of whole batches, and a pipeline runs parts "
+            "of their rows; write execution.remat=full, or execution.mesh.pipeline=1"
+        )
     if spec.data.carry_state:
         raise ValueError(
             "data.carry_state true goes on from what each layer remembers, and a pipeline runs "

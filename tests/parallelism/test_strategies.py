@@ -37,7 +37,7 @@ def sent(axis: str, **execution: object) -> list[Collective]:
     evaluate = traced(run, model, mesh)[1]
     compiled = jax.jit(evaluate, in_shardings=(shardings["params"], batch_sharding(mesh)))
     text = compiled.lower(state["params"], abstract_batch(run)).compile().as_text()
-    found = collectives(text, n_devices=mesh.size)
+    found = collectives(text or "", n_devices=mesh.size)
     return [one for one in found if one.axes(mesh.shape) == (axis,)]
 
 
