@@ -71,19 +71,26 @@ class Pipeline:
             next_S = jax.tree.map(lambda a: jnp.roll(a, 1, axis=0), out_S)
             if v > 1:  # what comes round waits until all parts have entered
                 next_S, queue = _through(next_S, queue, turn)
-            fresh = _at(parts_M, jnp.minimum(turn + 1, M - 1))
             enters_S = first_S & (turn + 1 < M)
-            next_S = jax.tree.map(
-                lambda n, f: jnp.where(enters_S.reshape(-1, *[1] * f.ndim), f, n), next_S, fresh
-            )
+            fresh_S = _at(entering_MS, jnp.minimum(turn + 1, M - 1))
+            next_S = jax.tree.map(lambda f, n: _where(enters_S, f, n), fresh_S, next_S)
             return (next_S, queue), (out_S, sums_S)
 
+        # on the first stage alone, so that their gradients are summed over stages once
+        entering_MS = jax.tree.map(
+            lambda a: jax.vmap(lambda a: _where(first_S, a[None], 0))(a), parts_M
+        )
         start_S = jax.tree.map(lambda a: jnp.broadcast_to(a[0], (S, *a.shape[1:])), parts_M)
         queue = None
         if v > 1 and M > S:
             queue = jax.tree.map(lambda a: jnp.zeros((M - S, *a.shape), a.dtype), start_S)
         _, (out_USX, sums_USX) = jax.lax.scan(one_turn, (start_S, queue), jnp.arange(self.turns))
-        out = jax.tree.map(lambda a: self._joined(a[-M:, -1], together), out_USX)
+        last_S = jnp.arange(S) == S - 1
+        # not a slice: its transpose sends every turn to the last stage
+        out = jax.tree.map(
+            lambda a: jnp.sum(jax.vmap(lambda a: _where(last_S, a, 0))(a[-M:]), axis=1), out_USX
+        )
+        out = jax.tree.map(lambda a: self._joined(a, together), out)
         return out, jax.tree.map(lambda a: self._collected(a, together), sums_USX)
 
     def _staged(self, param: jax.Array) -> jax.Array:
@@ -143,8 +150,19 @@ def _through(next_S: Any, queue: Any, turn: jax.Array) -> tuple[Any, Any]:
         lambda q, n: jax.lax.dynamic_update_index_in_dim(q, n, place, 0), queue, next_S
     )
 
-    def first(waited_S: jax.Array, next_S: jax.Array) -> jax.Array:
-        is_first_S = jnp.arange(next_S.shape[0]) == 0
-        return jnp.where(is_first_S.reshape(-1, *[1] * (next_S.ndim - 1)), waited_S, next_S)
+    S = jax.tree.leaves(next_S)[0].shape[0]
+    return jax.tree.map(lambda w, n: _where(jnp.arange(S) == 0, w, n), waited_S, next_S), queue
 
-    return jax.tree.map(first, waited_S, next_S), queue
+
+def _where(at_S: jax.Array, a_S: jax.Array, b_S: Any) -> jax.Array:
+    """a on some stages, b on the others."""
+    return jnp.where(at_S.reshape(-1, *[1] * (a_S.ndim - 1)), a_S, b_S)
+
+
+def wire_bytes(pipeline: Pipeline, *, part_bytes: int) -> float:
+    """Sent along the pipeline axis by one device in a forward pass, where a part of what moves has
+    `part_bytes` on it: a permute a turn, and what leaves the last stage summed over stages, as
+    layers after the pipeline see it on all of them. Without sums of layers, which are small.
+    """
+    S, M = pipeline.stages, pipeline.microbatches
+    return pipeline.turns * part_bytes + 2 * (S - 1) / S * M * part_bytes
