@@ -45,6 +45,12 @@ def _refusal(spec: RunSpec, name: str) -> InputError | None:
         said = f"this scheme shares a sequence that begins with nothing; write {NONE}"
         return InputError("execution.sequence", name, said)
     kinds = {}
+    if spec.objective.reads_order and made.permutes:
+        said = (
+            f"objective {spec.objective.kind} asks for neighbours by their places, which this "
+            f"scheme changes; write {NONE}, ring or ulysses"
+        )
+        return InputError("execution.sequence", name, said)
     for block in model.blocks:
         mixer, ffn = block.mixer, block.ffn
         if mixer is not None and mixer.sequence_form not in made.forms:

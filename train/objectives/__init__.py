@@ -83,6 +83,7 @@ class ObjectiveSpec:
     kind: str
 
     takes: ClassVar[tuple[str, ...]] = ("text",)  # kinds of rows: what its sources may give
+    reads_order: ClassVar[bool] = False  # whether its loss finds neighbours by their places
 
     @property
     def loss(self) -> Sums:

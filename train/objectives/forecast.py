@@ -40,6 +40,7 @@ class Spec(ObjectiveSpec):
     horizons: tuple[int, ...] = Field(default=(), exclude=True, repr=False)  # the model's
 
     takes: ClassVar[tuple[str, ...]] = ("values",)
+    reads_order: ClassVar[bool] = True
 
     def of(self, model: ModelSpec) -> ObjectiveSpec:
         horizons = () if model.series is None else model.series.horizons
