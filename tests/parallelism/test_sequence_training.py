@@ -13,6 +13,7 @@ from parallelism.errors import InputError
 from parallelism.mesh import make_mesh
 from parallelism.place import batch_sharding
 from parallelism.wire import by_axis, collectives
+from tests.properties import ROUNDING
 from train.paths import put
 from train.programs import abstract_batch, programs, state_shardings, traced
 from train.schedule import hyper
@@ -56,7 +57,7 @@ CASES += [
         ("ring_self_attention", MIXED, "dense", HEADS, "mixed"),
         ("zigzag", {"sequence": 8}, "gpt2", {"length": 21}, "filled positions"),
         ("ring", SEQUENCE, "sliding_window", WINDOW, "window"),
-        ("ulysses", MIXED, "diffusion", {"length": 15}, "both ways, filled"),
+        ("ulysses", MIXED, "diffusion", {**HEADS, "length": 15}, "both ways, filled"),
         ("zigzag", SEQUENCE, "parscale", HEADS, "streams"),
         ("none", SEQUENCE, "dense", HEADS, "compiler"),
     ]
@@ -77,9 +78,16 @@ def test_ten_steps_on_a_shared_sequence_are_those_of_one_device(
     assert not nothing and sent.get("sequence", 0) >= float(
         sum(vars(traffic(spread, make_mesh(spread.execution.mesh), item=4)).values())
     )
-    for (path, a), b in zip(jax.tree.leaves_with_path(found), jax.tree.leaves(wanted), strict=True):
-        off, size = np.max(np.abs(a - b)), np.max(np.abs(b))
-        assert off <= 1e-5 * size, f"{jax.tree_util.keystr(path)}: {off:.3g} of {size:.3g}"
+    # what is left of numbers that cancel (a bias of keys has no gradient) is held to those numbers
+    least = {"losses": 0.0, "params": ROUNDING, "mu": max(map(np.max, wanted["mu"].values()))}
+    for part, floor in least.items():
+        for (path, a), b in zip(
+            jax.tree.leaves_with_path(found[part]), jax.tree.leaves(wanted[part]), strict=True
+        ):
+            off, size = np.max(np.abs(a - b)), max(np.max(np.abs(b)), floor)
+            assert off <= 1e-5 * size, (
+                f"{part} {jax.tree_util.keystr(path)}: {off:.3g} of {size:.3g}"
+            )
     start = initial_state(build(alone.model), 0)["params"]
     assert all(np.any(found["params"][path] != value) for path, value in start.items())
 
