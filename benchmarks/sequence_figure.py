@@ -13,6 +13,7 @@ import matplotlib
 matplotlib.use("svg")
 import matplotlib.pyplot as plt  # noqa: E402  the backend comes first
 import numpy as np  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.patches import FancyArrowPatch, Rectangle  # noqa: E402
 
 from parallelism.sequence import resolve  # noqa: E402
@@ -34,7 +35,7 @@ TOLD = {
 }
 
 
-def panel(axes: plt.Axes, name: str) -> None:
+def panel(axes: Axes, name: str) -> None:
     arrows, stays = TOLD[name]
     order = resolve(name).order(LENGTH, ways=WAYS).reshape(WAYS, -1)
     for device, held in enumerate(order):
@@ -67,7 +68,7 @@ def panel(axes: plt.Axes, name: str) -> None:
     axes.axis("off")
 
 
-def hops(axes: plt.Axes, name: str) -> None:
+def hops(axes: Axes, name: str) -> None:
     """Which pairs of a query and a key are worked on after how many hops."""
     order = resolve(name).order(LENGTH, ways=WAYS)
     device = np.arange(LENGTH) // (LENGTH // WAYS)

@@ -42,7 +42,10 @@ def run(arch: str = "dense", *, length: int = 16, **knobs: Any) -> RunSpec:
     return put(spec, {**fixed, **{k.replace("__", "."): v for k, v in knobs.items()}})
 
 
-HEADS = {"model__repeat__0__mixer__d_head": 4, "model__repeat__0__mixer__queries_per_kv": 2}
+HEADS: dict[str, Any] = {
+    "model__repeat__0__mixer__d_head": 4,
+    "model__repeat__0__mixer__queries_per_kv": 2,
+}
 WINDOW = {"model__repeat__0__mixer__window": 5, "length": 32, **HEADS}
 
 CASES: list[Any] = [pytest.param("zigzag", MIXED, "dense", HEADS, id="zigzag-mixed")]
@@ -131,9 +134,11 @@ def batch(spec: RunSpec, seed: int) -> dict[str, np.ndarray]:
     tokens = rng.integers(0, vocab, (ROWS, length + 1)).astype(np.int32)
     cut_B1 = rng.integers(1, length, (ROWS, 1))
     at_T = np.arange(length)
+    if spec.model.extra_inputs:
+        tokens[:, ::3] = vocab  # hidden
     arrays = {
         "tokens_BT": tokens[:, :-1],
-        "targets_BT": tokens[:, 1:],
+        "targets_BT": tokens[:, 1:] % vocab,
         "segments_BT": (at_T >= cut_B1).astype(np.int32),
         "weights_BT": (at_T + 1 != cut_B1).astype(np.float32),
         "counted_BT": np.ones((ROWS, length), np.float32),
