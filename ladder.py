@@ -81,13 +81,18 @@ def train(args: argparse.Namespace) -> int:
 
     given = [text for text in args.set if text.replace(" ", "") != AUTO]
     spec = _spec(args.spec or args.arch, given)
+    roll = None
     if args.distributed:
         from parallelism.mesh import start_processes
+        from train.environment import carries
+        from train.spec import to_json
 
-        start_processes()
+        roll = start_processes(carries(to_json(spec)), join_seconds=args.join_seconds)
     if len(given) < len(args.set):
         spec = with_mesh(spec)
     outcome = train_here(spec, root=args.root, show=not args.quiet)
+    if roll is not None:
+        roll.close()
     value = {
         "run_id": outcome.run_id,
         "status": outcome.status,

@@ -63,6 +63,9 @@ def table(verbs: Sequence[Callable[[argparse.Namespace], int]]) -> Parser:
     one.add_argument("spec", nargs="?", metavar="SPEC.json", help="a RunSpec")
     one.add_argument("--arch", metavar="NAME", help="or a named architecture with defaults")
     one.add_argument("--distributed", action="store_true", help="join the other processes first")
+    one.add_argument(
+        "--join-seconds", type=_number, default=300, metavar="S", help="to wait for them"
+    )
     one.add_argument("--quiet", action="store_true", help="no progress")
     _set(one)
 

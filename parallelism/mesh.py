@@ -6,10 +6,12 @@ import os
 
 import jax
 import numpy as np
+from jax._src import distributed
 from jax.sharding import AxisType, Mesh
 
 from parallelism.axes import MESH_AXES, MeshSpec
 from parallelism.errors import InputError
+from parallelism.processes import JOIN_SECONDS, Carries, Roll, agree, call_roll
 
 
 def make_mesh(spec: MeshSpec) -> Mesh:
@@ -39,31 +41,53 @@ def make_mesh(spec: MeshSpec) -> Mesh:
     return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(shape))
 
 
-def start_processes() -> None:
+def start_processes(
+    carries: Carries | None = None, *, join_seconds: float = JOIN_SECONDS
+) -> Roll | None:
     """Join the other processes of this program before any device is touched.
 
     Clusters that JAX knows (Slurm, Open MPI, Kubernetes, TPU pods) need nothing; elsewhere the
     standard variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say who is who.
+    `carries` is what must be the same in all (hashes by name). Raises InputError in every process
+    where one is missing or differs. The roll that comes back watches over the others.
     """
     names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
     given = {name: os.environ[name] for name in names if name in os.environ}
     if given and len(given) < len(names):
         missing = ", ".join(name for name in names if name not in given)
         raise InputError("--distributed", ", ".join(given), f"set {missing} too")
+    for name in names[1:]:
+        if name in given and not given[name].strip().isdigit():
+            raise InputError(name, given[name], "write a whole number")
+    carries = carries or {}
+    roll = None
     # CPU processes talk through gloo; the setting means nothing to accelerators
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         if given:
+            address, processes, index = given[names[0]], int(given[names[1]]), int(given[names[2]])
+            roll = call_roll(
+                address, processes=processes, index=index, carries=carries, seconds=join_seconds
+            )
+            roll.watch()
             jax.distributed.initialize(
-                coordinator_address=given[names[0]],
-                num_processes=int(given[names[1]]),
-                process_id=int(given[names[2]]),
+                coordinator_address=address, num_processes=processes, process_id=index
             )
         else:
-            jax.distributed.initialize()
+            jax.distributed.initialize(initialization_timeout=int(join_seconds))
+            agree(
+                distributed.global_state.client,
+                processes=jax.process_count(),
+                index=jax.process_index(),
+                carries=carries,
+                seconds=join_seconds,
+            )
+    except InputError:
+        raise
     except (ValueError, RuntimeError) as error:
         raise InputError(
             "--distributed",
             str(error).splitlines()[0],
             f"start under a cluster manager that JAX detects, or set {', '.join(names)}",
         ) from None
+    return roll

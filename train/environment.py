@@ -1,6 +1,7 @@
 """On what was a run made? Commit, dirty diff, versions, host: what a reviewer asks of a figure."""
 
 import contextlib
+import hashlib
 import os
 import platform
 import subprocess
@@ -35,4 +36,18 @@ def environment() -> dict[str, Any]:
         "host": platform.node(),
         "system": platform.platform(),
         "cpus": os.cpu_count(),
+    }
+
+
+def carries(spec: str) -> dict[str, str]:
+    """What processes that train one run must have in common, by name; `spec` is the run's JSON."""
+    here = Path(__file__).resolve().parents[1]
+    code = hashlib.sha256()
+    for room in ("parallelism", "model", "train"):
+        for path in sorted((here / room).rglob("*.py")):
+            code.update(str(path.relative_to(here)).encode() + path.read_bytes())
+    return {
+        "spec": hashlib.sha256(spec.encode()).hexdigest()[:12],
+        "code": code.hexdigest()[:12],
+        "jax": metadata.version("jax"),
     }
