@@ -200,6 +200,7 @@ def _receive(line: socket.socket) -> dict[str, Any] | None:
 def agree(client: Any, *, processes: int, index: int, carries: Carries, seconds: float) -> None:
     """The same agreement through JAX's key-value store, for processes that a cluster joined."""
     client.key_value_set(f"ladder/carries/{index}", json.dumps(dict(carries)))
+    first: dict[str, str] = {}
     for other in range(processes):
         try:
             said = client.blocking_key_value_get(f"ladder/carries/{other}", int(1000 * seconds))

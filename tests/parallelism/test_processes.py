@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from jax._src.lib import _jax
+from jax._src.lib import _jax  # pyright: ignore[reportPrivateImportUsage]  the real store
 
 from parallelism.errors import InputError
 from parallelism.processes import LOST, Roll, agree, call_roll
