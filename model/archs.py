@@ -146,8 +146,6 @@ def time_moe(d_model: int = 128) -> ModelSpec:
         _plain("time_moe", d_model, block, n_layers=n_layers),
         objective="forecast",
         series=SeriesSpec(),
-        # numbers are scaled to a deviation of 1: a step of the heads must not move a forecast by 2
-        parametrisation=Parametrisation(output_multiplier=1.0, base_d_head=16),
     )
 
 

@@ -35,14 +35,19 @@ def get(spec: RunSpec, path: str) -> Any:
 
 
 def put(spec: RunSpec, changes: Mapping[str, Any]) -> RunSpec:
-    """A new spec with the values at the paths replaced, all at once, then validated."""
+    """A new spec with the values at the paths replaced, all at once, then validated.
+
+    Where the `kind` of an object changes, so do its fields: those beside it are the new kind's.
+    """
     tree = to_dict(spec)
+    renamed = _renamed(changes)
     for path, value in changes.items():
         *parents, leaf = path.split(".")
         node: Any = tree
         for key in parents:
             node = _child(node, key, path, spec)
-        _child(node, leaf, path, spec)
+        if ".".join(parents) not in renamed:
+            _child(node, leaf, path, spec)
         node[int(leaf) if isinstance(node, list) else leaf] = value
     return from_dict(tree)
 
@@ -67,14 +72,26 @@ def parse(text: str) -> tuple[str, Any]:
 
 def override(spec: RunSpec, settings: Iterable[str]) -> RunSpec:
     """Apply `path=value` texts. What goes to a text field stays as it was written."""
-    changes = {}
-    for text in settings:
+    changes, texts = {}, list(settings)
+    renamed = _renamed(parse(text)[0] for text in texts)
+    for text in texts:
         path, value = parse(text)
         written = text.partition("=")[2]
-        if isinstance(get(spec, path), str) and not isinstance(value, str) and written != "null":
+        new = path.rpartition(".")[0] in renamed  # a field that there may not be yet
+        if (
+            not new
+            and isinstance(get(spec, path), str)
+            and not isinstance(value, str)
+            and written != "null"
+        ):
             value = written
         changes[path] = value
     return put(spec, changes)
+
+
+def _renamed(paths: Iterable[str]) -> set[str]:
+    """The objects whose kind is among the paths."""
+    return {path.removesuffix(".kind") for path in paths if path.endswith(".kind")}
 
 
 def _child(node: Any, key: str, path: str, spec: RunSpec) -> Any:
