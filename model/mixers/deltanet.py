@@ -20,10 +20,12 @@ from model import scaling
 from model.context import Context, State
 from model.inits import Uniform
 from model.ops.delta import delta_rule, flops, naive_delta_rule
+from model.ops.over_devices import over_devices
 from model.ops.short_convolution import naive_short_convolution, short_convolution
 from model.param import Declare, linear
 from model.spec import LayerSpec
 from parallelism.axes import SPEC
+from parallelism.sequence import DELTA
 
 # flash-linear-attention's values, under roots: of a squared length, of an output's mean square
 UNIT_EPSILON, NORM_EPSILON = 1e-6, 1e-5
@@ -42,6 +44,10 @@ class Spec(LayerSpec):
     @property
     def carries(self) -> bool:
         return True
+
+    @property
+    def sequence_form(self) -> str:
+        return "delta"
 
     def sizes(self, shared: Mapping[str, int]) -> dict[str, int]:
         heads = whole_heads(shared["D"], self.d_head)
@@ -62,6 +68,7 @@ class Layer(nnx.Module):
     def __call__(self, x_BTD: jax.Array, ctx: Context) -> tuple[jax.Array, dict[str, jax.Array]]:
         q, k, v = (heads(x_BTD, ctx) for heads in (self.q, self.k, self.v))
         form = naive_delta_rule if ctx.naive else partial(delta_rule, chunk=self.spec.chunk)
+        form = over_devices(form, ctx.sequence, form=DELTA)
         y_BTHM, _ = form(query(q), unit(k), v, self._strength(x_BTD), None, ctx.segments_BT)
         return self._out(x_BTD, y_BTHM), {}
 

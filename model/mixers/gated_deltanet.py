@@ -20,9 +20,11 @@ from model.context import Context, State
 from model.inits import InverseSoftplusOfLogUniform, LogOfUniform
 from model.mixers.deltanet import Heads, normed, query, strength, unit
 from model.ops.delta import delta_rule, flops, naive_delta_rule
+from model.ops.over_devices import over_devices
 from model.param import Declare, linear
 from model.spec import LayerSpec
 from parallelism.axes import SPEC
+from parallelism.sequence import DELTA
 
 
 @dataclass(frozen=True, kw_only=True, config=SPEC)
@@ -41,6 +43,10 @@ class Spec(LayerSpec):
     @property
     def carries(self) -> bool:
         return True
+
+    @property
+    def sequence_form(self) -> str:
+        return "delta"
 
     def sizes(self, shared: Mapping[str, int]) -> dict[str, int]:
         width, heads = shared["D"], self.key_ratio * shared["D"] / self.d_head
@@ -73,6 +79,7 @@ class Layer(nnx.Module):
     def __call__(self, x_BTD: jax.Array, ctx: Context) -> tuple[jax.Array, dict[str, jax.Array]]:
         q, k, v = (heads(x_BTD, ctx) for heads in (self.q, self.k, self.v))
         form = naive_delta_rule if ctx.naive else partial(delta_rule, chunk=self.spec.chunk)
+        form = over_devices(form, ctx.sequence, form=DELTA)
         y_BTHM, _ = form(query(q), unit(k), v, *self._rates(x_BTD), ctx.segments_BT)
         return self._out(x_BTD, y_BTHM), {}
 

@@ -36,6 +36,10 @@ class Spec(LayerSpec):
     def carries(self) -> bool:
         return True
 
+    @property
+    def sequence_form(self) -> str:
+        return "channel_decay"
+
     def sizes(self, shared: Mapping[str, int]) -> dict[str, int]:
         width = shared["D"]
         if width % self.d_head:
@@ -64,7 +68,7 @@ class Layer(GatedHeads):
         q_BTHK, k_BTHK, v_BTHM = (linear(x_BTD, w) for w in (self.q, self.k, self.v))
         decay_BTHK = linear(linear(x_BTD, self.decay_in), self.decay_out, dtype=jnp.float32)
         decay_BTHK = jax.nn.log_sigmoid(decay_BTHK + self.decay_bias[...]) / spec.gate_divisor
-        return channel_decay.form(naive=ctx.naive, chunk=spec.chunk)(
+        return channel_decay.form(naive=ctx.naive, chunk=spec.chunk, sequence=ctx.sequence)(
             q_BTHK * jnp.asarray(self.scale, q_BTHK.dtype),
             k_BTHK,
             v_BTHM,

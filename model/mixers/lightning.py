@@ -39,6 +39,10 @@ class Spec(LayerSpec):
     def carries(self) -> bool:
         return True
 
+    @property
+    def sequence_form(self) -> str:
+        return "scalar_decay"
+
     def sizes(self, shared: Mapping[str, int]) -> dict[str, int]:
         width = shared["D"]
         if width % self.d_head:
@@ -66,7 +70,7 @@ class Layer(GatedHeads):
         activate = ACTIVATIONS[spec.activation]
         q_BTHK, k_BTHK, v_BTHM = (activate(linear(x_BTD, w)) for w in (self.q, self.k, self.v))
         decay_BTH = jnp.broadcast_to(spec.log_decay(H), (1, x_BTD.shape[1], H))
-        return scalar_decay.form(naive=ctx.naive, chunk=spec.chunk)(
+        return scalar_decay.form(naive=ctx.naive, chunk=spec.chunk, sequence=ctx.sequence)(
             q_BTHK * jnp.asarray(self.scale, q_BTHK.dtype),
             k_BTHK,
             v_BTHM,

@@ -54,6 +54,10 @@ class Spec(LayerSpec):
     def carries(self) -> bool:
         return True
 
+    @property
+    def sequence_form(self) -> str:
+        return "scalar_decay"
+
     def sizes(self, shared: Mapping[str, int]) -> dict[str, int]:
         width = shared["D"]
         if width % self.d_head:
@@ -104,7 +108,9 @@ class Layer(nnx.Module):
         v_BTHM = linear(x_BTD, self.v)
         if spec.denominator:  # a value of ones sums the weights
             v_BTHM = jnp.pad(v_BTHM, ((0, 0), (0, 0), (0, 0), (0, 1)), constant_values=1)
-        y_BTHM, state_BHXM = scalar_decay.form(naive=ctx.naive, chunk=spec.chunk)(
+        y_BTHM, state_BHXM = scalar_decay.form(
+            naive=ctx.naive, chunk=spec.chunk, sequence=ctx.sequence
+        )(
             q_BTHX * jnp.asarray(self.scale, q_BTHX.dtype),
             k_BTHX,
             v_BTHM,

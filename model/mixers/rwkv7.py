@@ -30,9 +30,11 @@ from model.inits import Constant, Init, Orthogonal
 from model.mixers.deltanet import whole_heads
 from model.ops import delta
 from model.ops.dplr import FASTEST, LARGEST_CHUNK, dplr, flops, naive_dplr
+from model.ops.over_devices import over_devices
 from model.param import Declare, linear
 from model.spec import LayerSpec
 from parallelism.axes import SPEC
+from parallelism.sequence import DELTA
 
 TARGETS = 6  # inputs that mix two positions each in their own way: r w k v a g, in this order
 PUBLISHED = "first_values"
@@ -56,6 +58,10 @@ class Spec(LayerSpec):
     @property
     def carries(self) -> bool:
         return True
+
+    @property
+    def sequence_form(self) -> str:
+        return "delta"
 
     def sizes(self, shared: Mapping[str, int]) -> dict[str, int]:
         heads = whole_heads(shared["D"], self.d_head)
@@ -108,7 +114,8 @@ class Layer(nnx.Module):
     def __call__(self, x_BTD: jax.Array, ctx: Context) -> tuple[jax.Array, dict[str, jax.Array]]:
         before_BTD = _shifted(x_BTD, jnp.zeros_like(x_BTD[:, 0]), ctx)
         form = naive_dplr if ctx.naive else partial(dplr, chunk=self.spec.chunk)
-        form = partial(form, segments_BT=ctx.segments_BT)
+        form = over_devices(form, ctx.sequence, form=DELTA, values=3)
+        form = partial(_documents_last, form, ctx.segments_BT)
         y_BTD, _, aux = self._run(x_BTD, before_BTD, form, ctx)
         return y_BTD, aux
 
@@ -161,6 +168,10 @@ class Layer(nnx.Module):
         own_BTH1 = jnp.sum(r_BTHK * k_BTHK * self.bonus[...], axis=-1, keepdims=True)
         y_BTHM = (y_BTHM + own_BTH1 * v_BTHM).astype(dtype) * gate_BTHM
         return linear(y_BTHM, self.out), memory_BHKM, aux
+
+
+def _documents_last(form: Any, segments_BT: jax.Array | None, *arrays: jax.Array):
+    return form(*arrays, segments_BT)
 
 
 def _shifted(x_BTD: jax.Array, first_BD: jax.Array, ctx: Context) -> jax.Array:

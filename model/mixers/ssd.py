@@ -55,6 +55,10 @@ class Spec(LayerSpec):
     def carries(self) -> bool:
         return True
 
+    @property
+    def sequence_form(self) -> str:
+        return "scalar_decay"
+
     def sizes(self, shared: Mapping[str, int]) -> dict[str, int]:
         width = self.expand * shared["D"]
         if width % self.d_head:
@@ -117,7 +121,9 @@ class Layer(nnx.Module):
         dt_BTH = linear(x_BTD, self.dt, dtype=jnp.float32)
         dt_BTH = jax.nn.softplus(dt_BTH + self.dt_bias[...])
         v_BTHM = (made["x"] * dt_BTH[..., None]).astype(dtype)
-        y_BTHM, state_BHNM = scalar_decay.form(naive=ctx.naive, chunk=self.spec.chunk)(
+        y_BTHM, state_BHNM = scalar_decay.form(
+            naive=ctx.naive, chunk=self.spec.chunk, sequence=ctx.sequence
+        )(
             made["c"],
             made["b"],
             v_BTHM,

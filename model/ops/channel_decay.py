@@ -18,7 +18,9 @@ import jax.numpy as jnp
 
 from model.ops.attention import MASKED
 from model.ops.chunks import Documents, Sums, carried, documents, sums, wide
+from model.ops.over_devices import over_devices
 from model.ops.scalar_decay import empty_state, product
+from parallelism.sequence import CHANNEL_DECAY, Scheme
 
 BLOCK = 16  # the paper's secondary chunk
 
@@ -109,9 +111,14 @@ def channel_decay(
     return y_BTHM, last_BHKM
 
 
-def form(*, naive: bool, chunk: int) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """The form that a context asks for, under one signature."""
-    return naive_channel_decay if naive else partial(channel_decay, chunk=chunk)
+def form(
+    *, naive: bool, chunk: int, sequence: Scheme | None = None
+) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """The form that a context asks for, under one signature; through the scheme by which devices
+    share a sequence, where they do.
+    """
+    op = naive_channel_decay if naive else partial(channel_decay, chunk=chunk)
+    return over_devices(op, sequence, form=CHANNEL_DECAY)
 
 
 def flops(*, heads: int, key: int, value: int, chunk: int, seq_len: int, causal: bool) -> float:

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 
 from model.ops.attention import MASKED
 from model.ops.chunks import carried, documents, sums, wide
+from model.ops.over_devices import over_devices
+from parallelism.sequence import SCALAR_DECAY, Scheme
 
 
 def naive_scalar_decay(
@@ -114,9 +116,14 @@ def scalar_decay(
     return y_BTHM, last_BJGKM.reshape(B, H, K, M)
 
 
-def form(*, naive: bool, chunk: int) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """The form that a context asks for, under one signature."""
-    return naive_scalar_decay if naive else partial(scalar_decay, chunk=chunk)
+def form(
+    *, naive: bool, chunk: int, sequence: Scheme | None = None
+) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """The form that a context asks for, under one signature; through the scheme by which devices
+    share a sequence, where they do.
+    """
+    op = naive_scalar_decay if naive else partial(scalar_decay, chunk=chunk)
+    return over_devices(op, sequence, form=SCALAR_DECAY)
 
 
 def empty_state(q_BTJK: jax.Array, v_BTHM: jax.Array) -> jax.Array:

@@ -23,12 +23,14 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from parallelism.axes import MeshSpec
 from parallelism.blockwise import contiguous
 from parallelism.errors import InputError, nearest
+from parallelism.recurrence import Recurrence
 from parallelism.rules import ACTIVATIONS
 
 AXIS = "sequence"  # of the mesh
 
 # What a mixer can ask of a scheme: LayerSpec.sequence_form
-SOFTMAX, SCALAR_DECAY, DELTA = "softmax", "scalar_decay", "delta"
+# recurrences by how their state decays: by one number a head, one a channel, a matrix
+SOFTMAX, SCALAR_DECAY, CHANNEL_DECAY, DELTA = "softmax", "scalar_decay", "channel_decay", "delta"
 
 
 class Band(Protocol):
@@ -155,11 +157,13 @@ class Scheme:
     def recurrent(
         self,
         form: str,
-        local: Callable[..., Any],
+        local: Recurrence,
         arrays: Mapping[str, jax.Array],
         segments_BT: jax.Array | None,
     ) -> jax.Array:
-        """A recurrence over all positions, from what `local` makes of a device's own."""
+        """y (B, T, H, M) of a recurrence over all positions, from what `local` makes of a device's
+        own. Every array is (B, T, H, ...), of which B and H may be 1.
+        """
         raise NotImplementedError
 
     def traffic(self, layer: Softmax | Recurrent) -> Traffic:
