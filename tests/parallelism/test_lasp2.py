@@ -105,7 +105,8 @@ def test_values_gradients_and_bytes(op: str, mesh: MeshSpec):
     layer = Recurrent(form=OPS[op][0], rows=B, length=16, heads=H, key=K, value=M, item=8, wide=8)
     formula = made.traffic(layer)
     assert sent.get("sequence", 0) == formula.forward + formula.backward > 0
-    assert set(sent) <= {"sequence"}
+    # where heads do not divide, the devices of `tensor` all do the same, and gradients are averaged
+    assert set(sent) <= {"sequence", *(("tensor",) if H % mesh.tensor else ())}
 
 
 @pytest.mark.slow
