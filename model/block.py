@@ -66,11 +66,12 @@ class Block(nnx.Module):
     def part(self, x_BTD: jax.Array, ctx: Context) -> tuple[jax.Array, Sums]:
         """`__call__` on some rows of the batch, and the sums that `aux` is made of."""
         x_BTD, own = self.mix(x_BTD, ctx)
-        if self.ffn is None or self.ffn_norm is None or not self._by_rows():
+        ffn = self._by_rows()
+        if ffn is None or self.ffn_norm is None:
             x_BTD, own = self.feed_forward(x_BTD, ctx, own)
             sums: Sums = {}
         else:
-            y_BTD, sums = self.ffn.part(ctx.constrain(self.ffn_norm(x_BTD), "B T D"), ctx)
+            y_BTD, sums = ffn.part(ctx.constrain(self.ffn_norm(x_BTD), "B T D"), ctx)
             x_BTD = ctx.residual(y_BTD if self.ffn_replaces else x_BTD + y_BTD, "B T D")
         if own:
             raise InputError(
@@ -83,10 +84,11 @@ class Block(nnx.Module):
 
     def aux(self, sums: Sums, *, positions: int) -> dict[str, jax.Array]:
         """Of the sums over all rows of what `part` gave."""
-        return counted(self.ffn.aux(sums, positions=positions)) if self._by_rows() else {}
+        ffn = self._by_rows()
+        return {} if ffn is None else counted(ffn.aux(sums, positions=positions))
 
-    def _by_rows(self) -> bool:
-        return isinstance(self.ffn, ChunkedFfn) and self.ffn.by_rows
+    def _by_rows(self) -> ChunkedFfn | None:
+        return self.ffn if isinstance(self.ffn, ChunkedFfn) and self.ffn.by_rows else None
 
     def start(self, rows: int, *, length: int, dtype: Any) -> State:
         """What the block remembers of no position, with room for `length` of them."""

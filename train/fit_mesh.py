@@ -69,6 +69,13 @@ def _check_pipeline(spec: "RunSpec", rows: int) -> None:
             "execution.remat stream cuts the positions of whole batches, and a pipeline runs parts "
             "of their rows; write execution.remat=full, or execution.mesh.pipeline=1"
         )
+    for block in spec.model.repeat:
+        if block.ffn is not None and block.ffn.reads_order:
+            raise ValueError(
+                f"ffn kind {block.ffn.kind}, as it is set, shares slots among all rows of a batch, "
+                f"and a pipeline runs parts of them; write its capacity null, or "
+                f"execution.mesh.pipeline=1"
+            )
     if spec.data.carry_state:
         raise ValueError(
             "data.carry_state true goes on from what each layer remembers, and a pipeline runs "

@@ -7,6 +7,7 @@ import pytest
 from model import archs
 from model.decoder import build
 from parallelism.axes import MeshSpec
+from parallelism.errors import InputError
 from parallelism.mesh import make_mesh
 from parallelism.place import batch_sharding, partition, report
 from parallelism.rules import PARAMETERS
@@ -106,3 +107,30 @@ def test_large_tensors_are_sharded_over_fsdp_or_named(name: str):
     assert all(name in APART and APART[name] in path for path in large)
     for path in whole:
         assert path in placed.text()
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        (
+            {"model.repeat.0.ffn.experts": 6, "execution.mesh.expert": 4, "data.seq_len": 12},
+            "execution.mesh.expert: 4; does not divide experts .E = 6. of repeat.0.ffn",
+        ),
+        (
+            {"model.repeat.0.ffn.capacity": 1.25, "execution.mesh.pipeline": 2, "data.seq_len": 15},
+            "shares slots among all rows of a batch, and a pipeline runs parts of them; write its",
+        ),
+        (
+            {"data.seq_len": 15, "execution.mesh.tensor": 2, "execution.residuals": "sharded"},
+            "execution.mesh.tensor: 2; does not divide time .T = 15.",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_compiled(changes: dict, said: str):
+    fixed = {"data.seq_len": T, "budget.batch_tokens": 240, "budget.tokens": 240}
+    with pytest.raises(InputError, match=said):
+        run = put(RunSpec(model=archs.build("moe", WIDTH)), fixed | changes)
+        model, mesh = build(run.model), make_mesh(run.execution.mesh)
+        state = abstract_state(model)
+        state_shardings(model, state, mesh)
+        jax.eval_shape(traced(run, model, mesh)[1], state["params"], abstract_batch(run))

@@ -142,7 +142,14 @@ def test_a_lost_last_line_of_the_ledger_is_never_filled_with_zero(root, corpus, 
     assert last.get("loss/train") in (None, expected["loss/train"])
 
 
-@pytest.mark.parametrize("mesh", [{"fsdp": 8}, {"fsdp": 4, "tensor": 2}])
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        {"fsdp": 8},
+        {"fsdp": 4, "tensor": 2},
+        pytest.param({"pipeline": 2, "tensor": 2, "data": 2}, marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_resumes_on_another_mesh(root, corpus, uninterrupted, mesh: dict):
     spec = tiny(corpus)
     stopped(spec, root, step=6)
