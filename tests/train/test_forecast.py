@@ -78,7 +78,7 @@ def test_the_loss_is_the_mean_huber_loss_of_each_head_over_what_is_known():
         sums, weights = jax.jit(asks.loss)(said_BTO, made)
         expected = by_hand(said_BTO, rows, delta=delta, asked_from=0, statistics_of=T + 1)
         np.testing.assert_allclose(sums / weights, expected, rtol=1e-5)
-        np.testing.assert_allclose(asks.normaliser(made), weights)
+        np.testing.assert_allclose(asks.normaliser(jax.tree.map(jnp.asarray, made)), weights)
     ((name, held),) = asks.held_out(rows, rows_B=np.arange(4), vocab=256)
     summed = jax.jit(asks.score)(said_BTO, held)
     found = asks.report("val", summed, bytes_per_token=None, answers=False)
