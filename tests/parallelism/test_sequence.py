@@ -73,7 +73,7 @@ def nothing_leaks(case: Case, grads: Callable[[np.ndarray], Mapping[str, jax.Arr
     """Outputs up to a position give exactly no gradient to keys after it, on either side of every
     edge between devices; outputs of a document none to the others.
     """
-    edge, rows = case.length // case.mesh.sequence, np.arange(case.rows)
+    edge, rows = case.length // max(case.mesh.sequence, 2), np.arange(case.rows)
     for last in (edge - 1, edge, case.length // 2 + 1):
         seen = case.seen[:, : last + 1].any(axis=1)
         asked = case.probe * (np.arange(case.length) <= last)[None, :, None, None]
@@ -124,7 +124,7 @@ def test_the_program_computes_positions_as_the_host_does():
 
 
 @SLOW
-@pytest.mark.parametrize("name", ["ring", "zigzag", "token_ring"])
+@pytest.mark.parametrize("name", ["ring", "zigzag"])
 def test_memory_does_not_grow_with_the_ring_as_autodiff_would_let_it(name: str):
     """Temporary bytes at one length of a device's own part, by the compiler's count."""
 
