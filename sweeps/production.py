@@ -68,14 +68,23 @@ class Production:
             ]
         )
 
-    def write(self, path: Path, *, prediction: Mapping[str, Any]) -> Path:
-        """The RunSpec that `ladder train` takes, with `<name>.prediction.json` beside it."""
+    def write(
+        self,
+        path: Path,
+        *,
+        prediction: Mapping[str, Any],
+        estimate: Mapping[str, Any] | None = None,
+    ) -> Path:
+        """The RunSpec that `ladder train` takes, with `<name>.prediction.json` beside it;
+        `estimate`: what it costs on the devices it was sized for."""
         path = Path(path)
         if path.suffix != ".json":
             raise InputError("--out", str(path), "write a name ending in .json")
         write_json(path, {"format": FORMAT, **to_dict(self.spec)})
         sidecar = path.with_name(f"{path.stem}.prediction.json")
-        write_json(sidecar, {**self.to_json(), "prediction": dict(prediction)})
+        write_json(
+            sidecar, {**self.to_json(), "prediction": dict(prediction), "estimate": estimate}
+        )
         return sidecar
 
 

@@ -23,6 +23,7 @@ from analysis.sizing import Sizing
 from model import archs
 from model.count import CONVENTIONS
 from parallelism.errors import InputError
+from sweeps.laid_out import on_devices
 from sweeps.production import Production, production
 from sweeps.transfer import BATCH, DECAY, LR, rule_of, whole_batch
 from train import paths
@@ -171,7 +172,11 @@ def sized(
             f"the sweep's; --transfer olmo_ladder or --set budget.batch_tokens=... chooses another"
         )
     if out is not None:
-        run.write(out, prediction=expected.to_json())
+        laid = None
+        if devices is not None:
+            run, laid, note = on_devices(run, devices)
+            notes.append(note)
+        run.write(out, prediction=expected.to_json(), estimate=laid)
     return Sized(sizing, run, expected, knobs, plan, out, tuple(notes))
 
 
