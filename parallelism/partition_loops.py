@@ -7,17 +7,26 @@ sent once a turn.
 from dataclasses import replace
 from typing import Any
 
+from jax.sharding import PartitionSpec
+
 from parallelism.layouts import Layout, used, without
 from parallelism.partitioned import Partitioner
 from parallelism.placed import Buffer, Spread
 from parallelism.program import Op
 
 
-def layout_of(spec: Any, rank: int, walk: Partitioner) -> Layout:
-    """Of a PartitionSpec, on the axes that this mesh has several devices along."""
-    parts = [(p,) if isinstance(p, str) else tuple(p or ()) for p in spec]
-    parts += [()] * (rank - len(parts))
-    return tuple(tuple(a for a in p if walk.mesh.get(a, 1) > 1) for p in parts)
+def layout_of(spec: Any, s: Spread, walk: Partitioner) -> Layout:
+    """Of a PartitionSpec, on the axes that this mesh has several devices along; dims that it leaves
+    open stay as they are in `s`."""
+    parts = [*spec, *[None] * (len(s.shape) - len(spec))]
+    return tuple(
+        mine
+        if part is PartitionSpec.UNCONSTRAINED
+        else tuple(
+            a for a in ((part,) if isinstance(part, str) else part or ()) if walk.mesh.get(a, 1) > 1
+        )
+        for part, mine in zip(parts, s.layout, strict=True)
+    )
 
 
 def scan(walk: Partitioner, op: Op, ins: list[Spread]) -> list[Spread]:
@@ -104,16 +113,15 @@ def manual(walk: Partitioner, op: Op, ins: list[Spread]) -> list[Spread]:
     mine = set(op.params["newly_manual_axes"])
     lent = []
     for s, spec, v in zip(ins, op.params["in_specs"], op.bodies[0].ins[-len(ins) :], strict=True):
-        wanted = layout_of(spec, len(s.shape), walk)
+        wanted = layout_of(spec, s, walk)
         rest = without(s.layout, mine | used(wanted))
         s = walk.laid(s, tuple((*w, *r) for w, r in zip(wanted, rest, strict=True)))
         lent.append(replace(s, shape=v.shape, layout=without(s.layout, mine), weight=False))
-    consts = [Spread.constant(v) for v in op.bodies[0].ins[: -len(ins)]]
-    scope, outs = walk.scope(op.bodies[0], [*consts, *lent])
+    scope, outs = walk.scope(op.bodies[0], lent)
     results = []
     for s, spec, v in zip(outs, op.params["out_specs"], op.outs, strict=True):
         s = walk.finish(s)
-        wanted = layout_of(spec, len(v.shape), walk)
+        wanted = layout_of(spec, s, walk)
         layout = tuple((*w, *r) for w, r in zip(wanted, s.layout, strict=True))
         results.append(
             replace(s, shape=v.shape, layout=layout, weight=False, buffer=Buffer(s.buffer.bytes))

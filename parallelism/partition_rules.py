@@ -235,7 +235,7 @@ def scatter(walk: Partitioner, op: Op, ins: list[Spread]) -> list[Spread]:
 
 def constraint(walk: Partitioner, op: Op, ins: list[Spread]) -> list[Spread]:
     spec = op.params["sharding"].spec
-    target = layout_of(spec, len(ins[0].shape), walk)
+    target = layout_of(spec, ins[0], walk)
     return [walk.laid(ins[0], target)]
 
 

@@ -48,7 +48,9 @@ class Partitioner:
     def scope(self, program: Program, ins: Sequence[Spread]) -> tuple[Scope, list[Spread]]:
         outer = self.steps, self.gathered, self.finished, self.beside
         self.steps, self.gathered, self.finished = [], {}, {}
-        env = {id(v): s for v, s in zip(program.ins, ins, strict=True)}
+        own = program.ins[: len(program.ins) - len(ins)]  # constants of the body, ahead of the rest
+        given = [*(Spread.constant(v) for v in own), *ins]
+        env = {id(v): s for v, s in zip(program.ins, given, strict=True)}
 
         def read(v: Val) -> Spread:
             if id(v) not in env:  # a constant of the program

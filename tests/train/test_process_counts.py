@@ -98,27 +98,32 @@ def same(rows: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
         assert row == pytest.approx(other, rel=SAME)
 
 
-def test_one_two_and_four_processes_are_one_run(root: Path, corpus):
+@pytest.fixture(scope="module")
+def alone(corpus, suite_folder: Path) -> tuple[RunSpec, Path, dict[str, str]]:
+    """The run on one process of four devices."""
     spec = tiny(corpus, {"execution.mesh.data": 2, "execution.mesh.fsdp": 2})
-    cache = (root / ".cache").resolve()
-    roots = {name: root.parent / name for name in ("one", "two", "four", "fewer", "more")}
-    for folder in roots.values():
-        folder.mkdir()
-        (folder / ".cache").symlink_to(cache)
-    held = {name: run(spec, roots[name], n) for name, n in (("one", 1), ("two", 2), ("four", 4))}
-    assert len(held["one"]) > 40
-    assert held["one"] == held["two"] == held["four"]
-    expected = ledger(roots["one"], spec)
-    assert expected[-1]["step"] == STEPS
-    same(ledger(roots["two"], spec), expected)
-    same(ledger(roots["four"], spec), expected)
-    # one checkpoint written by all, read by another number of processes
-    run(spec, roots["fewer"], 4, stop=3)
-    run(spec, roots["fewer"], 1)
-    same(ledger(roots["fewer"], spec), expected)
-    run(spec, roots["more"], 1, stop=3)
-    run(spec, roots["more"], 2)
-    same(ledger(roots["more"], spec), expected)
+    root = suite_folder / "one-process"
+    root.mkdir()
+    (root / ".cache").symlink_to(suite_folder / "shared-cache", target_is_directory=True)
+    (suite_folder / "shared-cache").mkdir(exist_ok=True)
+    held = run(spec, root, 1)
+    assert len(held) > 40 and ledger(root, spec)[-1]["step"] == STEPS
+    return spec, root, held
+
+
+@pytest.mark.parametrize("n", [2, 4])
+def test_several_processes_read_the_same_batches_and_reach_the_same_losses(root: Path, alone, n):
+    spec, one, held = alone
+    assert run(spec, root, n) == held
+    same(ledger(root, spec), ledger(one, spec))
+
+
+@pytest.mark.parametrize("before, after", [(4, 1), (1, 2)])
+def test_a_checkpoint_written_by_all_is_read_by_another_number(root: Path, alone, before, after):
+    spec, one, _ = alone
+    run(spec, root, before, stop=3)
+    run(spec, root, after)
+    same(ledger(root, spec), ledger(one, spec))
 
 
 LADDER = "import sys; from ladder import main; sys.exit(main(sys.argv[1:]))"
