@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import pytest
 
+from benchmarks.plan_at_scale import measured as measured_at_scale
 from model.archs import build as arch
 from model.decoder import build
 from parallelism.accelerators import find
@@ -156,3 +157,17 @@ def test_a_mesh_is_chosen_for_the_devices_here_and_keeps_the_run():
     chosen = with_mesh(run)
     assert chosen.execution.mesh.n_devices == len(jax.devices()) == 8
     assert chosen.run_id == run.run_id
+
+
+@pytest.mark.slow
+def test_a_run_of_66_billion_is_planned_for_4096_devices_that_are_not_there():
+    told = measured_at_scale("estimate", 4096, 80)
+    assert told["devices"] == 4096 > len(jax.devices())
+    assert 6.6e10 < told["parameters"] < 6.7e10
+    memory, shards = told["memory_per_device"], 512
+    assert 1 <= memory["parameters"] * shards / (4 * told["parameters"]) < 1.001
+    # 8 N D: three forward passes and the one that is repeated; less for the table and the readout,
+    # more for attention
+    tokens = 4096 * 4096
+    assert 0.95 < told["flops_per_device"] * 4096 / (8 * told["parameters"] * tokens) < 1.05
+    assert told["fits"]
