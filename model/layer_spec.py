@@ -47,6 +47,10 @@ class LayerSpec:
         """(heads, key-value heads, band or None) of each softmax attention that it hands over."""
         return ()
 
+    def recurrence(self, sizes: Mapping[str, int]) -> tuple[int, int, int] | None:
+        """(heads, width of keys, width of values) of the linear recurrence that it hands over."""
+        return None
+
     @property
     def reads_order(self) -> bool:
         """Whether a feed-forward layer treats a position by where it lies in the batch."""

@@ -13,7 +13,17 @@ from jax.sharding import AbstractMesh, Mesh
 
 from model.decoder import Model
 from parallelism.errors import InputError
-from parallelism.sequence import AUTO, AXIS, NONE, Scheme, Softmax, Traffic, names, resolve
+from parallelism.sequence import (
+    AUTO,
+    AXIS,
+    NONE,
+    Recurrent,
+    Scheme,
+    Softmax,
+    Traffic,
+    names,
+    resolve,
+)
 from train.spec import RunSpec
 
 # What auto takes: the first that computes every mixer. Ulysses moves least where heads divide,
@@ -116,13 +126,15 @@ def _counts(model: Model) -> bool:
 
 
 def traffic(spec: RunSpec, mesh: Mesh | AbstractMesh, *, item: int) -> Traffic:
-    """Bytes that the scheme puts on the wire for a micro-batch: of one device, all softmax layers,
-    `item` bytes an element of the compute type. Nothing where the compiler places the collectives.
+    """Bytes that the scheme puts on the wire for a micro-batch: of one device, all mixers, `item`
+    bytes an element of the compute type. Nothing where the compiler places the collectives.
     """
     name, model, total = scheme_name(spec), spec.model, Traffic(0, 0)
     if name == NONE:
         return total
     made = resolve(name)(mesh)
+    rows = spec.sequences_per_batch // spec.execution.accumulate * model.n_streams
+    length = laid_out_length(spec)
     for block in model.blocks:
         mixer = block.mixer
         if mixer is None:
@@ -130,8 +142,8 @@ def traffic(spec: RunSpec, mesh: Mesh | AbstractMesh, *, item: int) -> Traffic:
         sizes = mixer.sizes(model.shared_sizes)
         for heads, kv_heads, band in mixer.attentions(sizes):
             layer = Softmax(
-                rows=spec.sequences_per_batch // spec.execution.accumulate * model.n_streams,
-                length=laid_out_length(spec),
+                rows=rows,
+                length=length,
                 heads=heads,
                 kv_heads=kv_heads,
                 per_head=sizes["K"],
@@ -141,6 +153,20 @@ def traffic(spec: RunSpec, mesh: Mesh | AbstractMesh, *, item: int) -> Traffic:
                 causal=model.causal,
             )
             total += made.traffic(layer)
+        state, form = mixer.recurrence(sizes), mixer.sequence_form
+        if state is not None and form is not None:
+            heads, key, value = state
+            total += made.traffic(
+                Recurrent(
+                    form=form,
+                    rows=rows,
+                    length=length,
+                    heads=heads,
+                    key=key,
+                    value=value,
+                    item=item,
+                )
+            )
     return total
 
 

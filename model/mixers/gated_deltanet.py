@@ -48,6 +48,9 @@ class Spec(LayerSpec):
     def sequence_form(self) -> str:
         return "delta"
 
+    def recurrence(self, sizes: Mapping[str, int]) -> tuple[int, int, int]:
+        return sizes["H"], sizes["K"], sizes["M"]
+
     def sizes(self, shared: Mapping[str, int]) -> dict[str, int]:
         width, heads = shared["D"], self.key_ratio * shared["D"] / self.d_head
         if not heads.is_integer():

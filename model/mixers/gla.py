@@ -40,6 +40,9 @@ class Spec(LayerSpec):
     def sequence_form(self) -> str:
         return "channel_decay"
 
+    def recurrence(self, sizes: Mapping[str, int]) -> tuple[int, int, int]:
+        return sizes["H"], sizes["K"], sizes["M"]
+
     def sizes(self, shared: Mapping[str, int]) -> dict[str, int]:
         width = shared["D"]
         if width % self.d_head:

@@ -43,6 +43,9 @@ class Spec(LayerSpec):
     def sequence_form(self) -> str:
         return "scalar_decay"
 
+    def recurrence(self, sizes: Mapping[str, int]) -> tuple[int, int, int]:
+        return sizes["H"], sizes["K"], sizes["M"]
+
     def sizes(self, shared: Mapping[str, int]) -> dict[str, int]:
         width = shared["D"]
         if width % self.d_head:

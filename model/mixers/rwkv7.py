@@ -63,6 +63,9 @@ class Spec(LayerSpec):
     def sequence_form(self) -> str:
         return "delta"
 
+    def recurrence(self, sizes: Mapping[str, int]) -> tuple[int, int, int]:
+        return sizes["H"], sizes["K"], sizes["M"]
+
     def sizes(self, shared: Mapping[str, int]) -> dict[str, int]:
         heads = whole_heads(shared["D"], self.d_head)
         for name in ("rank", "gate_rank"):
