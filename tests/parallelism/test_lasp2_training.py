@@ -9,7 +9,7 @@ from tests.parallelism import test_sequence_training as shared
 SLOW = pytest.mark.slow
 HYBRID = {"model__n_layers": 4}
 CASES = [
-    pytest.param(arch, mesh, knobs, id=what, marks=SLOW)
+    pytest.param(arch, mesh, {"optim__lr": 1e-3, **knobs}, id=what, marks=SLOW)
     for arch, mesh, knobs, what in [
         ("gated_deltanet", shared.MIXED, {}, "mixed"),
         ("retnet", shared.SEQUENCE, {"length": 13}, "filled"),
