@@ -1,4 +1,4 @@
-"""Does a run of linear recurrences, or of a hybrid, learn over shared sequences what it learns on one
+"""Does a run of linear recurrences, or a hybrid, learn over shared sequences what it learns on one
 device?
 """
 
