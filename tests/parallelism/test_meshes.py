@@ -32,12 +32,16 @@ MESHES = {
     "data x expert x sequence": {"data": 2, "expert": 2, "sequence": 2},
     "expert x tensor": {"fsdp": 2, "expert": 2, "tensor": 2, "residuals": "sharded"},
     "pipeline x tensor": {"pipeline": 2, "data": 2, "tensor": 2},
+    "fsdp": {"fsdp": 4, "data": 2},
+    "pipeline x fsdp": {"pipeline": 2, "fsdp": 4},
     "rounds": {"pipeline": 2, "fsdp": 2, "rounds": 2, "microbatches": 4, "remat": "full"},
 }
 # (architecture, mesh): what it says, where it does not train there
 REFUSED = {
     ("encoder_decoder", "pipeline x tensor"): "has an encoder beside it; write 1",
 }
+ALL = ("expert x tensor", "pipeline x tensor")
+ONE_GROUP = ("hybrid", "ssd")  # heads share one key: not for tensor to divide
 # what a repeated unit of an architecture needs to be cut in two
 DEEPER = {"hybrid": 8, "blockdense": 3, "blockshuffle": 3, "lowrank": 3, "rwkv7": 3}
 
@@ -131,7 +135,7 @@ def test_training_on_more_meshes_equals_one_device(corpus, tmp_path, name, meshe
 @pytest.mark.parametrize("name", archs.names())
 def test_every_architecture_trains_the_same_on_meshes(corpus, tmp_path, name: str):
     run, single = of_arch(name, corpus), None
-    for mesh in ("expert x tensor", "pipeline x tensor"):
+    for mesh in ("fsdp", "pipeline x fsdp") if name in ONE_GROUP else ALL:
         if said := REFUSED.get((name, mesh)):
             with pytest.raises((InputError, ValueError), match=said):
                 on(run, MESHES[mesh])
