@@ -95,7 +95,7 @@ def streamed(
         y = jax.tree.map(lambda a: jnp.zeros((a.shape[0], x.shape[1], *a.shape[2:]), a.dtype), y)
         carry = y, jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), sums)
         for run in made:
-            carry, _ = jax.lax.scan(partial(step, run, inputs), carry, run.lows)
+            carry, _ = jax.lax.scan(partial(step, run, inputs), carry, run.lows + _nothing(x))
         y, sums = carry
         return y, aux, sums
 
@@ -103,6 +103,9 @@ def streamed(
         # without the barrier the compiler finds the forward pass's own numbers equal to these, and
         # keeps them instead
         residuals, (dy, daux, dsums) = jax.lax.optimization_barrier((residuals, cotangents))
+        # places that hang on an array, here and above: what is made of them alone (masks) would
+        # else be made ahead, of all chunks at once, where a scan over layers is differentiated
+        lows = [run.lows + _nothing(dy, dsums) for run in made]
         params, fixed, x = residuals
         (keys, own, _), pull = jax.vjp(lambda params, x: ahead(params, fixed, x), params, x)
 
@@ -121,10 +124,10 @@ def streamed(
 
         inputs, dkeys = (params, x, own, keys, dy), jax.tree.map(_wide_zeros, keys)
         carry = *jax.tree.map(jnp.zeros_like, (params, x, own)), dkeys
-        for run in made:
+        for run, low in zip(made, lows, strict=True):
             *rest, dkeys = carry
             carry = *rest, _until(dkeys, run)
-            (*rest, met), _ = jax.lax.scan(partial(step, run, inputs), carry, run.lows)
+            (*rest, met), _ = jax.lax.scan(partial(step, run, inputs), carry, low)
             carry = *rest, _written(dkeys, met, 0)
         dparams, dx, down, dkeys = carry
         dkeys = jax.tree.map(lambda d, a: d.astype(a.dtype), dkeys, keys)
@@ -134,6 +137,12 @@ def streamed(
     run = jax.custom_vjp(forward)
     run.defvjp(lambda *args: (forward(*args), args), backward)
     return run
+
+
+def _nothing(*trees: Any) -> jax.Array:
+    """A zero that is not known before the arrays are."""
+    first = jax.tree.leaves(trees)[0].reshape(-1)[:1].astype(jnp.float32)
+    return jax.lax.bitcast_convert_type(first, jnp.int32) & 0
 
 
 def _rows(tree: Any, low: Any, run: Run) -> Any:
