@@ -18,8 +18,9 @@ WIDTHS = (32, 64, 128)
 # width 32 and is flat from 64 on
 WIDER = {"gla": (64, 128, 256)}
 # choices of experts are discrete, so that two seeds scatter: slopes of the stream of moe and
-# chain_of_experts +0.11 and +0.14 with two, +0.03 and +0.06 with six
-SEEDS = {"moe": 6, "chain_of_experts": 6}
+# chain_of_experts +0.11 and +0.14 with two, +0.03 and +0.06 with six; of the logits of time_moe
+# +0.29 with two, -0.03 with six
+SEEDS = {"moe": 6, "chain_of_experts": 6, "time_moe": 6}
 
 
 LENGTHS = {"forecast": 128}  # its farthest head looks 64 ahead
