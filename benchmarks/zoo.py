@@ -21,7 +21,7 @@ from typing import Any
 import jax
 
 from benchmarks import zoo_page
-from benchmarks.zoo_measure import estimate, measure
+from benchmarks.zoo_measure import estimate, known, measure
 from benchmarks.zoo_plan import CONVENTION, Zoo, plans, tasks
 from benchmarks.zoo_results import gather
 from model import archs
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("--archs", ",".join(zoo.archs), "nothing can be run; see above")
 
     # Cost
-    measured = measure(zoo, made, root=root, say=_say)
+    measured = known(root) if args.page else measure(zoo, made, root=root, say=_say)
     workers = args.workers or len(machine.cores())
     seconds = estimate(made, measured, workers=workers)
     for plan in made:
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
 
     # Runs
-    for plan in made:
+    for plan in [] if args.page else made:
         if sweep(plan, root, workers=workers, retries=0).interrupted:
             print("interrupted; the same command goes on", file=sys.stderr)
             return 130
@@ -168,6 +168,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--task-lrs", default="0.004", metavar="A,B", help="the best counts")
     parser.add_argument("--pairs", type=int, default=4, metavar="N", help="of recall (default: 4)")
     parser.add_argument("--tiny", action="store_true", help="to see that it works; writes zoo_tiny")
+    parser.add_argument("--page", action="store_true", help="the page of what has been run so far")
     parser.add_argument("--estimate", action="store_true", help="measure, say how long, and stop")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
     parser.add_argument("--root", type=Path, default=Path("runs-zoo"), help="(default: runs-zoo)")

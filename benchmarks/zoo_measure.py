@@ -31,13 +31,19 @@ PER_RUN = (
 )
 
 
+def known(root: Path) -> dict[str, dict[str, Any]]:
+    """What was measured before, by shape key."""
+    path = root / "zoo-measured.json"
+    return read_json(path) if path.exists() else {}
+
+
 def measure(
     zoo: Zoo, plans: Iterable[Plan], *, root: Path, say: Callable[[str], None]
 ) -> dict[str, dict[str, Any]]:
     """Shape key -> seconds to compile and of a step, bytes of temporaries; `error` where it does
     not run. Shapes that were measured before are not measured again."""
     path = root / "zoo-measured.json"
-    kept: dict[str, dict[str, Any]] = read_json(path) if path.exists() else {}
+    kept = known(root)
     use_cache(root / ".cache")
     specs = {shape_key(run.spec): run.spec for plan in plans for run in plan.runs}
     archs = sorted({run.labels["arch"] for plan in plans for run in plan.runs})

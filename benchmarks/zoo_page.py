@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 
 from analysis.fit_figure import save
 from analysis.svg import ACCENT, INK, MEASURED, MUTED, STYLE, colour
-from benchmarks.zoo_plan import Zoo
-from benchmarks.zoo_results import BASELINE, LAW
+from benchmarks.zoo_plan import Zoo, word
+from benchmarks.zoo_results import BASELINE, LAW, at_width
 
 
 def order(found: dict[str, Any], zoo: Zoo) -> list[str]:
@@ -39,7 +39,7 @@ def page(value: dict[str, Any], zoo: Zoo, *, figure: str) -> str:
     dirty = " (some runs from a tree with uncommitted changes)" if value["modified"] else ""
     counts = ", ".join(f"{n} {status}" for status, n in sorted(value["ends"].items()))
     parts = [
-        "# The zoo: every sequence mixer at equal training compute",
+        "# The zoo: every architecture at equal training compute",
         "",
         f"Made by `{value['command']}`; the numbers and every run id are in [{zoo.out}.json]"
         f"({zoo.out}.json). {counts} runs; seeds {', '.join(map(str, zoo.seeds))}; FLOPs are the "
@@ -66,6 +66,20 @@ def page(value: dict[str, Any], zoo: Zoo, *, figure: str) -> str:
             f"|---|{'---|' * (len(zoo.budgets) + 3)}",
         ]
         parts += [_text_row(name, found[name], zoo) for name in names]
+        parts += [""]
+        width, budget = sorted(zoo.widths)[len(zoo.widths) // 2], max(zoo.budgets)
+        parts += [
+            f"## At one width ({width})",
+            "",
+            f"The same runs at width {width} and {budget:.3g} FLOPs: what a token meets of the "
+            "parameters is about the same (experts: those that it is sent to), and what it costs "
+            "decides how many tokens there are.",
+            "",
+            "| architecture | active parameters | FLOPs a token | tokens | loss |",
+            "|---|---|---|---|---|",
+        ]
+        parts += [_width_row(name, at_width(found[name].get("runs", []), width, budget))
+                  for name in names]  # fmt: skip
         parts += [""]
     if zoo.tasks:
         tasks = " | ".join(f"{n} (guess {t.chance:.2f})" for n, t in zoo.tasks.items())
@@ -115,7 +129,16 @@ def _text_row(name: str, one: dict[str, Any], zoo: Zoo) -> str:
         cells.append(f"{_mean(at, '.4f')}{width}")
     against = one.get("against", {})
     cells += [_ratio(against.get("multiplier")), _crossing(name, against), _ended(ended)]
-    return f"| {name} | {' | '.join(cells)} |"
+    return f"| {word(name)} | {' | '.join(cells)} |"
+
+
+def _width_row(name: str, at: dict[str, Any]) -> str:
+    if "active" not in at:
+        return f"| {word(name)} | | | | - |"
+    each = at["flops"] / at["tokens"]
+    return (
+        f"| {word(name)} | {at['active']:,} | {each:.3g} | {at['tokens']:,} | {_mean(at, '.4f')} |"
+    )
 
 
 def _task_row(name: str, one: dict[str, Any], zoo: Zoo) -> str:
@@ -125,13 +148,13 @@ def _task_row(name: str, one: dict[str, Any], zoo: Zoo) -> str:
         for status, n in at.get("ended", {}).items():
             ended[status] = ended.get(status, 0) + n
         cells.append(_mean(at, ".3f"))
-    return f"| {name} | {' | '.join([*cells, _ended(ended)])} |"
+    return f"| {word(name)} | {' | '.join([*cells, _ended(ended)])} |"
 
 
 def _cost_row(name: str, one: dict[str, Any], length: int) -> str:
     cost = one.get("cost", {})
     if "tokens_per_second" not in cost:
-        return f"| {name} | | {cost.get('error', 'not measured')} | | | |"
+        return f"| {word(name)} | | {cost.get('error', 'not measured')} | | | |"
     state = cost["decode_state"]
     memory = cost["temporary_bytes"]
     cells = [
@@ -141,7 +164,7 @@ def _cost_row(name: str, one: dict[str, Any], length: int) -> str:
         f"{state['fixed'] + length * state['per_token']:,}",
         f"{state['per_token']:,}",
     ]
-    return f"| {name} | {' | '.join(cells)} |"
+    return f"| {word(name)} | {' | '.join(cells)} |"
 
 
 def _mean(at: dict[str, Any], spec: str) -> str:
@@ -221,7 +244,7 @@ def draw(value: dict[str, Any], zoo: Zoo, path: Path) -> Path:
                 _accuracies(axes, found, names, panel, zoo.tasks[panel].chance)
             axes.set_ylim(-0.6, len(names) - 0.4)
             axes.grid(axis="x", visible=False)
-        grid[0].set_yticks(range(len(names)), names)
+        grid[0].set_yticks(range(len(names)), [word(name) for name in names])
         return save(made, path)
 
 

@@ -146,7 +146,7 @@ def _plan(name: str, why: str, zoo: Zoo, runs: Sequence[PlannedRun]) -> Plan | N
 
 def _text(zoo: Zoo, arch: str) -> list[PlannedRun]:
     made = isoflop(
-        name=f"zoo-{_word(arch)}",
+        name=f"zoo-{word(arch)}",
         arch=arch,
         budgets=zoo.budgets,
         widths=zoo.widths,
@@ -160,7 +160,7 @@ def _text(zoo: Zoo, arch: str) -> list[PlannedRun]:
 def _task(zoo: Zoo, arch: str, name: str) -> list[PlannedRun]:
     task = zoo.tasks[name]
     made = grid(
-        name=f"zoo-{_word(arch)}-{name}",
+        name=f"zoo-{word(arch)}-{name}",
         arch=arch,
         width=zoo.task_width,
         cells=product(axis("optim.lr", task.lrs), axis("seed", zoo.seeds)),
@@ -170,7 +170,7 @@ def _task(zoo: Zoo, arch: str, name: str) -> list[PlannedRun]:
     return [_labelled(run, arch=arch, task=name) for run in made.runs]
 
 
-def _word(arch: str) -> str:
+def word(arch: str) -> str:
     """The name of an architecture of one's own (`module:function`) as part of a plan's."""
     return arch.rpartition(":")[2]
 

@@ -19,6 +19,7 @@ from analysis.observations import Observations, observe
 from benchmarks.zoo_plan import CONVENTION, Zoo, by_arch
 from parallelism.errors import InputError
 from sweeps.plan import Plan, PlannedRun
+from train.counted import counted
 from train.record import DIVERGED, RunDir
 
 BASELINE = "dense"
@@ -63,6 +64,7 @@ def _read(run: PlannedRun, root: Path) -> dict[str, Any]:
         "budget": labels.get("budget"),
         "flops": labels["achieved_flops"],
         "tokens": run.spec.tokens,
+        "active": counted(run.spec).params["active"],
     }
     folder = root / run.run_id
     if not (folder / "spec.json").exists():
@@ -127,6 +129,17 @@ def _at_budget(rows: list[dict[str, Any]], budget: float) -> dict[str, Any]:
     width, found = _best(cells, "loss", sign=1)
     values = _finished(cells[width], "loss") if width is not None else []
     return {"d_model": width, **found, "losses": values, "ended": _ends(ours)}
+
+
+def at_width(rows: list[dict[str, Any]], width: int, budget: float) -> dict[str, Any]:
+    """Loss at one width and budget: about as many active parameters for every architecture."""
+    ours = [
+        r for r in rows if r["task"] == "text" and r["d_model"] == width and r["budget"] == budget
+    ]
+    if not ours:
+        return interval([])
+    same = {k: ours[0][k] for k in ("active", "tokens", "flops")}
+    return {**same, **interval(_finished(ours, "loss"))}
 
 
 def _task(rows: list[dict[str, Any]]) -> dict[str, Any]:
