@@ -184,7 +184,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
             skip = False
         elif word in places:
             skip = True
-        else:
+        elif word != "--page":  # what made the runs is the command without it
             shown.append(word)
     args.command = shlex.join(["python", "-m", "benchmarks.zoo", *shown])
     return args
