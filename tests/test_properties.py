@@ -64,8 +64,21 @@ def layer(case: Case) -> p.Alone:
 # -- one layer -------------------------------------------------------------------------------------
 
 
-@layers
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "case, dtype",
+    [
+        pytest.param(
+            c,
+            dtype,
+            id=f"{dtype}-{c}",
+            marks=()
+            if c in FIRST and (dtype == "float32" or c.kind in OFTEN)
+            else pytest.mark.slow,
+        )
+        for dtype in ("float32", "bfloat16")
+        for c in p.cases(every_variant=True)
+    ],
+)
 def test_outputs_and_gradients_are_finite_and_keep_shape_and_dtype(case: Case, dtype: str):
     one = layer(case)
 

@@ -133,6 +133,7 @@ DEGENERATE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", DEGENERATE)
 def test_degenerate_rows_leave_directions_open_and_the_prior_speaks_there(case):
     n, d = rows_of(case)

@@ -91,6 +91,7 @@ def noise_of(found, take):
     return found.loss[take] / losses(LAW, TRUTH, {k: v[take] for k, v in x.items()}, long)
 
 
+@pytest.mark.slow
 def test_unannealed_checkpoints_bend_the_optimum_and_corrected_ones_do_not(family):
     found, curves = family
     steps = np.unique(found.step[(found.step >= 0.15 * LENGTH)])

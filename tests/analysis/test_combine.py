@@ -31,6 +31,7 @@ def write(path, families, *, noise=0.0):
     return observe(path, inputs=(N, D, FAMILY), output=LOSS)
 
 
+@pytest.mark.slow
 def test_families_share_exponents_and_keep_their_own_amplitudes(tmp_path):
     other = dataclasses.replace(TRUTH, E=1.4, A=45.0, B=1300.0)
     rows = write(tmp_path / "two.csv", {"dense": TRUTH.loss, "moe": other.loss})

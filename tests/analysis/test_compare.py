@@ -89,6 +89,7 @@ def test_recipe_that_needs_twice_the_compute_has_a_steady_multiplier_of_two(base
     )
 
 
+@pytest.mark.slow
 def test_advantage_of_a_better_start_shrinks_and_then_changes_sides(base, floored):
     assert compare(base, floored, flops=1e17).trend["is"] == "the advantage changes sides"
     assert compare(floored, base).trend["is"] == "shrinks towards 1"

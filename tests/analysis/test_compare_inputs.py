@@ -117,6 +117,7 @@ def single(factor, seed):
     return fit(observations(C / 1e8, np.full(24, 1e8 / 6), loss), law="henighan_c", bootstrap=60)
 
 
+@pytest.mark.slow
 def test_laws_of_compute_alone_are_compared_along_it():
     # six intervals at once: each at 99 %
     found = compare(single(3.0, 0), single(1.0, 1), flops=1e15, level=0.99)
@@ -129,6 +130,7 @@ def test_laws_of_compute_alone_are_compared_along_it():
 # -- published measurements ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @needs("parscale/parscale_losses.csv", source="QwenLM/ParScale")
 @pytest.mark.parametrize("streams", [4, 8])
 def test_parallel_streams_are_worth_the_parameters_that_were_published(streams):

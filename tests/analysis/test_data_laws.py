@@ -107,6 +107,7 @@ def test_equal_pools_share_utility_and_live_longer_as_in_the_paper():
     assert at(LAWS["quality_pools_2"], p, x)[0] == pytest.approx(want, rel=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "params"),
     [

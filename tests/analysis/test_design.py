@@ -101,6 +101,7 @@ def test_the_kernel_is_a_covariance_and_grows_outside_what_is_measured():
 # -- the answer ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_before_any_run_the_intervals_are_those_of_predict_and_size(measured, design):
     found, _ = measured
     at = {"N": design.target["N"], "D": design.target["D"]}

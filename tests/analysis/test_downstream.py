@@ -111,6 +111,7 @@ def test_a_turn_is_found_and_saturation_is_not_taken_for_one():
     assert found["rising"] <= 2
 
 
+@pytest.mark.slow
 def test_the_interval_of_the_turn_covers_the_turn():
     # a parabola in ln C, so that the polynomial is the truth
     y = 0.3 + 0.004 * (np.log(SCALE) - np.log(1e21)) ** 2
@@ -229,6 +230,7 @@ def test_methods_are_judged_on_models_they_have_not_seen():
     assert {g.C for g in found.target} == {1e23}
 
 
+@pytest.mark.slow
 def test_a_method_that_cannot_be_used_is_told_and_the_others_go_on():
     # five items: too few to cluster
     truth = questions(2, items=5)

@@ -56,6 +56,7 @@ def regression_loss(*, features, samples, spectrum, rng):
     return float(spectrum @ off**2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("varied", ["features", "samples"])
 def test_random_feature_regression_is_resolution_limited_when_the_other_size_has_no_end(varied):
     decay, sizes = 0.6, np.array([6, 9, 14, 21, 32, 48])

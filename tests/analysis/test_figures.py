@@ -120,6 +120,7 @@ def words(figure):
     return " ".join(text for text, _ in texts(figure)).replace("\n", " ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", [1, 2])
 @pytest.mark.parametrize("name", CASES)
 def test_no_two_texts_overlap_and_none_leaves_the_page(fits, name, columns):
@@ -140,6 +141,7 @@ def test_no_two_texts_overlap_and_none_leaves_the_page(fits, name, columns):
         assert page.y0 - 1 <= box.y0 and box.y1 <= page.y1 + 1, text
 
 
+@pytest.mark.slow
 def test_the_overlap_test_sees_an_overlap(drawn):
     figure = drawn["one input"]
     title = figure.axes[0].get_title(loc="left")
@@ -272,6 +274,7 @@ def test_rows_of_another_fit_are_refused(fits):
 # -- files ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_vector_files_hold_text_as_text_and_are_the_same_twice(drawn, tmp_path):
     save(drawn["plane"], tmp_path / "a.svg")
     text = (tmp_path / "a.svg").read_text()

@@ -164,6 +164,7 @@ def test_a_multiplier_that_decays_is_told_from_one_that_grows(slope, trend):
     assert all((f.gone is not None) == (f.trend == "decays") for f in found)
 
 
+@pytest.mark.slow
 def test_intervals_of_a_constant_multiplier_cover_it():
     """Measured with 200 seeds: .95 of the slope's intervals hold 0."""
     level, slope = 0, 0

@@ -81,6 +81,7 @@ def test_a_wrong_setting_costs_what_the_runs_there_lost(surface, exact):
         assert cost["value"] == pytest.approx(exact.loss[row] / least - 1, rel=1e-7, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_true_optimum_at_their_level():
     inside = []
     for seed in range(40):

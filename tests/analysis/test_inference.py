@@ -78,6 +78,7 @@ def test_no_memory_traffic_is_sardanas_plan_and_memory_asks_for_a_smaller_model(
     assert total(heavy["N"]) < min(total(heavy["N"] * 1.01), total(heavy["N"] / 1.01))
 
 
+@pytest.mark.slow
 def test_training_and_answers_share_a_budget_as_a_search_over_all_finds(found):
     """A dense search in plain numpy over N and whole k, coverage as a product over k answers."""
     C, link = 1e16, PassRates(6.0, -3.0, 2.0)

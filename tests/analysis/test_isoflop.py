@@ -238,6 +238,7 @@ def test_parabolas_through_log_losses_are_biased_too():
         assert error_at(SKEW, points) == pytest.approx(100 * slow, abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("span", "drift"), [(16, 1.0), (16, 3.0), (4, 3.0)])
 def test_the_joint_fit_is_exact_where_approach_2_errs_and_the_disagreement_is_warned_of(
     span, drift

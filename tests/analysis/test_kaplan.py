@@ -83,6 +83,7 @@ def test_the_law_of_compute_is_in_flops():
     np.testing.assert_allclose(loss, (3.1e8 / np.array([1.0, 10.0])) ** 0.050, rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in laws.names() if n.startswith("kaplan")])
 def test_a_law_and_its_derivatives_do_not_overflow_from_1e3_to_1e14(name):
     law = laws.resolve(name)

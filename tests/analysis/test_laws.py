@@ -98,7 +98,27 @@ def test_predict_is_linear_in_what_it_calls_linear(law):
         assert np.abs(once - base).max() > 0
 
 
-@pytest.mark.parametrize("name", sorted(set(laws.names()) - OF_HISTORIES))
+# fitted most often; the others' recovery, a second or two each, runs with the slow tests
+DAILY = {
+    "chinchilla",
+    "kaplan",
+    "kaplan_c",
+    "henighan_c",
+    "overtraining",
+    "parscale",
+    "repetition",
+    "optimal_lr",
+    "translation",
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in DAILY else pytest.mark.slow)
+        for name in sorted(set(laws.names()) - OF_HISTORIES)
+    ],
+)
 def test_noise_free_points_give_back_the_law(name):
     law = laws.catalogue()[name]
     x = columns(law)

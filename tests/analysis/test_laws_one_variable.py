@@ -109,6 +109,7 @@ def test_a_law_is_its_published_formula(name):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MINE)
 def test_a_law_and_its_derivatives_do_not_overflow_from_1e3_to_1e14(name):
     law = laws.resolve(name)
@@ -160,6 +161,7 @@ def test_m4_with_a_of_0_is_m2_below_guessing():
     assert np.abs(value("m4", M4, {"x": x}) - m2).max() > 0.1
 
 
+@pytest.mark.slow
 def test_the_gradient_of_m4_is_that_of_finite_differences():
     law = laws.resolve("m4")
     seen = dict(features(law, {"x": np.geomspace(1e3, 1e12, 9)}))

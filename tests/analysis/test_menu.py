@@ -51,6 +51,7 @@ def test_hold_outs_choose_the_true_form_and_it_extrapolates_within_1_percent(men
         assert p.lo <= there <= p.hi
 
 
+@pytest.mark.slow
 def test_the_form_that_the_data_reject_is_named_and_no_plan_rests_on_it(rows):
     alone = choose(rows, laws=("chinchilla",), bootstrap=60).fit
     assert alone.lack_of_fit["verdict"] == "FORM_REJECTED"
@@ -65,6 +66,7 @@ def test_the_form_that_the_data_reject_is_named_and_no_plan_rests_on_it(rows):
     assert any("form is rejected" in w for w in size(alone, 1e22, anyway=True).warnings)
 
 
+@pytest.mark.slow
 def test_rivals_that_the_data_do_not_reject_widen_the_doubt_about_form():
     N, D = grid(Truth(), budgets=4, sizes=6)
     loss = Truth().loss(N, D) * np.exp(0.003 * np.random.default_rng(1).standard_normal(len(N)))

@@ -117,6 +117,7 @@ def test_backtest_and_isoflop_are_the_verbs(folder, fitted):
     assert plain(ladder.isoflop(data, map=MAP).to_json()) == said
 
 
+@pytest.mark.slow
 def test_compare_is_the_comparison_of_the_two_fits(folder, fitted, fit_file):
     from analysis.compare import compare
 
@@ -165,6 +166,7 @@ def test_a_fit_read_back_has_its_figure_with_its_rows_only(folder, fit_file, tmp
         ladder.read(fit_file, data=columns(), map=MAP, where="tokens > 3e7").figure()
 
 
+@pytest.mark.slow
 def test_report_writes_the_page(fitted, tmp_path):
     text = fitted.report(tmp_path / "r.html").read_text()
     assert 'id="one"' in text and 'id="valleys"' in text

@@ -93,6 +93,7 @@ def test_there_is_an_example_of_each():
     assert len(examples()) == 4
 
 
+@pytest.mark.slow
 def test_the_critical_batch_of_the_page_is_that_of_the_runs(done):
     batch = done[0]["batch"]
     assert batch.at(3.0) == pytest.approx(2e5, rel=0.02) and batch.se["ln_B_star"] < 0.05

@@ -59,6 +59,7 @@ def test_the_beta_binomial_fit_is_the_optimum_of_its_likelihood():
         assert minus_log(*np.exp(found + step)) > best
 
 
+@pytest.mark.slow
 def test_coverage_past_the_samples_drawn_is_covered_by_its_interval():
     log_failed = lgamma(1004.0) + lgamma(4.5) - lgamma(1004.5) - lgamma(4.0)
     truth = 1 - exp(log_failed)

@@ -126,6 +126,7 @@ def test_the_chosen_size_is_that_of_least_regret_and_its_upper_quantile_is_the_d
     assert plan.ratio["lo"] < plan.ratio["value"] == plan.tokens_per_parameter < plan.ratio["hi"]
 
 
+@pytest.mark.slow
 def test_unique_tokens_cap_the_plan_of_a_law_that_knows_repetition_and_are_said_of_others(found):
     plan = size(found, 1e17, unique_tokens=1e8)
     assert plan.data is not None and plan.data["epochs"] == pytest.approx(plan.chosen["D"] / 1e8)

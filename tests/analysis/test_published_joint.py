@@ -44,6 +44,7 @@ def gemstones(variant, law):
     return observe(file, inputs=law.inputs, columns=GEMSTONES_COLUMNS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant, rows", [("hot", 220), ("hot_100b+", 770), ("cool_end", 199)])
 @published.needs(*GEMSTONES_FILES, source=GEMSTONES)
 def test_gemstones_reach_the_published_optimum(variant, rows):

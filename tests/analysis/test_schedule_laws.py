@@ -44,6 +44,7 @@ SHAPES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 def test_events_grouped_by_age_give_the_sum_over_every_step(shape):
     history = SHAPES[shape]
@@ -273,6 +274,7 @@ def test_a_mid_run_loss_implies_the_annealed_loss(fitted):
         annealed(fitted, history, step=3000, loss=3.4, decay_steps=500, final=1.0)
 
 
+@pytest.mark.slow
 def test_the_best_schedule_never_rises_and_beats_the_plain_shapes(fitted):
     best = best_schedule(fitted, steps=T, peak=PEAK, warmup=200)
     after = best.history.lr[200:]

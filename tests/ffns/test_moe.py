@@ -172,6 +172,7 @@ def unsharded() -> dict[str, Any]:
     return two_steps()
 
 
+@pytest.mark.slow
 def test_the_bias_follows_the_counts_of_the_whole_batch(unsharded: dict[str, Any]):
     """Counted by hand from the choices of the first step; a half of the batch counts otherwise."""
     built, data = build(RUN.model), p.batch(8, 16)

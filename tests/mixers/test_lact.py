@@ -158,6 +158,7 @@ def rotated(x_BTHK, theta):
     return np.concatenate([z.real, z.imag], axis=-1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("muon", [False, True])
 def test_both_forms_equal_the_reference_and_each_others_gradients_in_float64(muon: bool):
     initial, read = inputs()

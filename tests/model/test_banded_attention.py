@@ -101,6 +101,7 @@ def test_a_band_as_long_as_the_row_is_plain_attention_and_a_shorter_one_is_not()
     assert float(jnp.max(jnp.abs(short[:, -1] - plain[:, -1]))) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pieces", [(1,) * T, (7, 1, 9, 4), (3, 18)], ids=str)
 @pytest.mark.parametrize("reach", [REACHES[1], REACHES[3], REACHES[4]], ids=str)
 def test_what_is_held_suffices_after_it_has_turned_over_several_times(reach: Reach, pieces):

@@ -71,6 +71,7 @@ def gradients(form: Callable[..., jax.Array], load: str = "at random"):
     return made.lower().compile()(x_TD, weights_TK, arrays), str(made.jaxpr)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("load", LOADS)
 def test_every_form_is_the_loop_over_choices(load: str):
     x_TD, chosen_TK, weights_TK, experts = case(load)

@@ -172,6 +172,7 @@ def test_a_killed_workers_cell_resumes_and_equals_an_unbroken_run(root, unbroken
     assert curve(root, run.run_id) == unbroken
 
 
+@pytest.mark.slow
 def test_interrupting_checkpoints_and_the_same_command_resumes(root, unbroken):
     made = plan("stopped", lrs=(1e-3,), tokens=LONG)
     process = started(root, made)
@@ -233,6 +234,7 @@ DEADLY = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("how", "reason"), DEADLY)
 def test_a_cell_that_dies_every_time_fails_and_a_users_mistake_is_not_retried(root, how, reason):
     deadly = {"model.repeat.0.ffn": {"kind": "tests.sweeps.deadly", "how": how}}
@@ -260,6 +262,7 @@ def test_a_cell_that_dies_every_time_fails_and_a_users_mistake_is_not_retried(ro
     assert not (root / mistake / "result.json").exists(), "mended, the same command trains it"
 
 
+@pytest.mark.slow
 def test_a_mistake_that_fails_every_cell_is_the_sweeps_and_status_tells_it(root):
     corpus: Any = [{"kind": "text", "path": str(root / "no_such_corpus")}]
     made = plan("mistaken", **{"data.sources": corpus})
@@ -272,6 +275,7 @@ def test_a_mistake_that_fails_every_cell_is_the_sweeps_and_status_tells_it(root)
     assert kept["failed"] == 2
 
 
+@pytest.mark.slow
 def test_a_worker_that_cannot_start_is_an_error_not_a_loop(root, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "no_such_platform")
     with pytest.raises(InputError):

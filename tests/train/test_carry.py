@@ -154,6 +154,7 @@ def spec(corpus: SourceSpec, *, carry: bool = True, **mesh: int) -> RunSpec:
     )
 
 
+@pytest.mark.slow
 def test_a_run_resumes_and_is_sharded_to_the_same_numbers_and_differs_without(root, corpus):
     whole, cold = spec(corpus), spec(corpus, carry=False)
     assert train(whole, root=root).status == "done"

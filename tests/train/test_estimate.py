@@ -74,6 +74,7 @@ def check(run: RunSpec, *, memory: float = MEMORY, sent: float = BYTES) -> None:
     assert sum(told.sent.values()) == pytest.approx(sum(axes.values()), rel=sent)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mesh",
     [MESHES[0], *(pytest.param(m, marks=pytest.mark.slow) for m in MESHES[1:4]), MESHES[4]],

@@ -167,6 +167,7 @@ def test_a_schedule_covers_the_horizon_exactly_with_the_longest_heads_first(hori
     assert schedule(107, (1, 8, 32, 64)) == [(64, 64), (32, 32), (8, 8), *[(1, 1)] * 3]
 
 
+@pytest.mark.slow
 def test_a_forecast_is_what_the_model_says_when_it_is_asked_anew_each_time():
     """Without a memory: all numbers so far through the whole model, the next head's part taken."""
     model = build(small())
@@ -205,6 +206,7 @@ def run_of(**changes) -> RunSpec:
     return put(RunSpec(model=short), {**fixed, **changes})
 
 
+@pytest.mark.slow
 def test_a_run_records_its_measures_and_forecasts_a_file(root, tmp_path, capsys):
     spec = run_of(**{"data.sources.0.missing": 0.1})
     assert train(spec, root=root).status == "done"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from parallelism.axes import MeshSpec
 from parallelism.errors import InputError
 from tests.train.tiny import STEPS, at_step, ledger, tiny
 from train.loop import Progress, train
@@ -36,6 +37,7 @@ def test_a_run_leaves_the_directory_of_the_contract(root: Path, corpus: SourceSp
         "compute_dtype": "float32",
         "layers": "unroll",
         "sequence": "none",
+        "mesh": MeshSpec().sizes,
     }
     last = run.metrics()[-1]
     assert last["flops"] == last["tokens"] * run.counts["flops_per_token"]["causal_attn"]

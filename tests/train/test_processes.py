@@ -38,6 +38,7 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
+@pytest.mark.slow
 def test_two_processes_stop_together_resume_and_match_one_process(root: Path, corpus):
     changes = {"execution.mesh.data": 2, "execution.checkpoint_every": 1000}
     spec = tiny(corpus, changes)

@@ -50,6 +50,7 @@ def full_logits(trained: Trained, ids: list[int]) -> np.ndarray:
     return np.asarray(trained.model(trained.params, tokens_BT, ctx, dtype=jnp.float32)[0][0])
 
 
+@pytest.mark.slow
 def test_greedy_is_the_argmax_of_the_full_forward_pass_at_every_step(trained: Trained):
     ids_T = encode(PROMPT, trained)
     drawing = Drawing(temperature=0)

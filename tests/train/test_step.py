@@ -47,6 +47,7 @@ def trained(accumulate: int, data: p.Batch) -> tuple[dict, str]:
 step = jax.jit(train_step(MODEL, LOSS, accumulate=1))
 
 
+@pytest.mark.slow
 def test_accumulated_micro_batches_equal_one_batch():
     data = p.batch(8, 9)
     # micro-batches of unequal weight: the mean is over tokens, not over micro-batches

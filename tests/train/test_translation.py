@@ -43,6 +43,7 @@ def tiny(changes: dict | None = None) -> RunSpec:
     return put(RunSpec(model=build("encoder_decoder", 32)), {**fixed, **(changes or {})})
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_as_one_that_was_not_interrupted(root: Path):
     spec = tiny()
     whole = train(spec, root=root / "whole")
