@@ -141,8 +141,7 @@ def streamed(
 
 def _nothing(*trees: Any) -> jax.Array:
     """A zero that is not known before the arrays are."""
-    first = jax.tree.leaves(trees)[0].reshape(-1)[:1].astype(jnp.float32)
-    return jax.lax.bitcast_convert_type(first, jnp.int32) & 0
+    return jax.tree.leaves(trees)[0].reshape(-1)[:1].astype(jnp.int32) & 0
 
 
 def _rows(tree: Any, low: Any, run: Run) -> Any:
