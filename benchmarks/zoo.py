@@ -132,6 +132,8 @@ def _zoo(args: argparse.Namespace) -> Zoo:
     for name in names:
         archs.build(name)  # refuses a name that is none
     base: dict[str, Any] = dict(TINY if args.tiny else FULL)
+    if args.out is not None:
+        base["out"] = args.out
     if args.budgets is not None:
         base["budgets"] = tuple(float(b) for b in args.budgets.split(",") if b)
     if args.widths is not None:
@@ -168,6 +170,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--task-lrs", default="0.004", metavar="A,B", help="the best counts")
     parser.add_argument("--pairs", type=int, default=4, metavar="N", help="of recall (default: 4)")
     parser.add_argument("--tiny", action="store_true", help="to see that it works; writes zoo_tiny")
+    parser.add_argument("--out", metavar="NAME", help="of the page, its JSON and its figure")
     parser.add_argument("--page", action="store_true", help="the page of what has been run so far")
     parser.add_argument("--estimate", action="store_true", help="measure, say how long, and stop")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")

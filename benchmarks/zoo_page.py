@@ -39,7 +39,7 @@ def page(value: dict[str, Any], zoo: Zoo, *, figure: str) -> str:
     dirty = " (some runs from a tree with uncommitted changes)" if value["modified"] else ""
     counts = ", ".join(f"{n} {status}" for status, n in sorted(value["ends"].items()))
     parts = [
-        "# The zoo: every architecture at equal training compute",
+        f"# The zoo: {'every architecture at equal training compute' if zoo.budgets else 'tasks'}",
         "",
         f"Made by `{value['command']}`; the numbers and every run id are in [{zoo.out}.json]"
         f"({zoo.out}.json). {counts} runs; seeds {', '.join(map(str, zoo.seeds))}; FLOPs are the "
@@ -103,6 +103,8 @@ def page(value: dict[str, Any], zoo: Zoo, *, figure: str) -> str:
         ]
         parts += [_task_row(name, found[name], zoo) for name in names if found[name]["tasks"]]
         parts += [""]
+    if not zoo.budgets:  # a page of tasks alone
+        return "\n".join([*parts, "## How to read this", "", *_notes(value, zoo)]) + "\n"
     parts += [
         "## Speed, memory, decode state",
         "",
@@ -199,27 +201,31 @@ def _ended(ended: dict[str, int]) -> str:
 
 
 def _notes(value: dict[str, Any], zoo: Zoo) -> list[str]:
-    notes = [
-        "- One learning rate, batch and schedule serve every architecture on text, chosen for "
-        f"{BASELINE}: an architecture that wants others is undersold.",
-        "- The runs are tiny. What separates architectures at scale may not show here, and what "
-        "shows here may not last; the interval of a multiplier says how little is known.",
-        "- Widths (and learning rates of tasks) are chosen by the seeds that are reported, which "
-        "flatters every architecture alike by a fraction of the seeds' spread.",
-        "- A diverged run is a result: it is counted under `not done` and left out of the means.",
-    ]
+    notes = (
+        []
+        if not zoo.budgets
+        else [
+            "- One learning rate, batch and schedule serve every architecture on text, chosen for "
+            f"{BASELINE}: an architecture that wants others is undersold.",
+            "- The runs are tiny. What separates architectures at scale may not show here, and what "
+            "shows here may not last; the interval of a multiplier says how little is known.",
+            "- Widths (and learning rates of tasks) are chosen by the seeds that are reported, which "
+            "flatters every architecture alike by a fraction of the seeds' spread.",
+            "- A diverged run is a result: it is counted under `not done` and left out of the means.",
+        ]
+    )
     best = [
         at["d_model"]
         for one in value["archs"].values()
         for at in one["text"].values()
         if at["d_model"] is not None
     ]
-    at_edge = sum(width == min(zoo.widths) for width in best)
-    if at_edge:
+    low, high = (sum(w == edge for w in best) for edge in (min(zoo.widths), max(zoo.widths)))
+    if low or high:
         notes.append(
-            f"- {at_edge} of {len(best)} best widths are the smallest, {min(zoo.widths)}: the "
-            "optimum lies at the edge of the grid or below it, so these are not compute-optimal "
-            "losses. Larger budgets are needed before an order here is believed."
+            f"- Of {len(best)} best widths {low} are the smallest ({min(zoo.widths)}) and {high} "
+            f"the largest ({max(zoo.widths)}): there the optimum lies at the edge of the grid or "
+            "beyond it, and the loss is not quite the compute-optimal one."
         )
     notes += [f"- **{a}** is left out: {why}" for a, why in sorted(value["left_out"].items())]
     return notes
