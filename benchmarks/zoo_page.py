@@ -201,19 +201,19 @@ def _ended(ended: dict[str, int]) -> str:
 
 
 def _notes(value: dict[str, Any], zoo: Zoo) -> list[str]:
-    notes = (
-        []
-        if not zoo.budgets
-        else [
+    notes = [
+        "- The runs are tiny. What separates architectures at scale may not show here, and what "
+        "shows here may not last; the interval of a multiplier says how little is known.",
+        "- Widths (and learning rates of tasks) are chosen by the seeds that are reported, which "
+        "flatters every architecture alike by a fraction of the seeds' spread.",
+        "- A diverged run is a result: it is counted under `not done` and left out of the means.",
+    ]
+    if zoo.budgets:
+        notes.append(
             "- One learning rate, batch and schedule serve every architecture on text, chosen for "
-            f"{BASELINE}: an architecture that wants others is undersold.",
-            "- The runs are tiny. What separates architectures at scale may not show here, and what "
-            "shows here may not last; the interval of a multiplier says how little is known.",
-            "- Widths (and learning rates of tasks) are chosen by the seeds that are reported, which "
-            "flatters every architecture alike by a fraction of the seeds' spread.",
-            "- A diverged run is a result: it is counted under `not done` and left out of the means.",
-        ]
-    )
+            f"{BASELINE}: an architecture that wants others is undersold. The loss of `diffusion` "
+            "is a bound, and `span_mixture` is asked for plain text."
+        )
     best = [
         at["d_model"]
         for one in value["archs"].values()
