@@ -4,6 +4,7 @@ Every shape of the zoo is compiled once (the sweeps find it in the persistent ca
 steps of it are timed, before anything is trained. Kept in `<root>/zoo-measured.json`.
 """
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -97,6 +98,7 @@ def _measured(spec: RunSpec, root: Path) -> dict[str, Any]:
         "step_seconds": statistics.median(seconds[WARM:]),
         "tokens_per_second": spec.budget.batch_tokens / statistics.median(seconds[WARM:]),
         "temporary_bytes": None if memory is None else int(memory.temp_size_in_bytes),
+        "load": os.getloadavg()[0],
         "commit": environment()["commit"],
     }
 

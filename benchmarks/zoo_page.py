@@ -227,6 +227,12 @@ def _notes(value: dict[str, Any], zoo: Zoo) -> list[str]:
             f"the largest ({max(zoo.widths)}): there the optimum lies at the edge of the grid or "
             "beyond it, and the loss is not quite the compute-optimal one."
         )
+    loads = [o["cost"]["load"] for o in value["archs"].values() if "load" in o.get("cost", {})]
+    if loads and max(loads) > 1.5:  # a step of its own is about 1
+        notes.append(
+            f"- Speeds were taken beside other work (load {min(loads):.1f} to {max(loads):.1f}): "
+            "only large ratios mean something."
+        )
     notes += [f"- **{a}** is left out: {why}" for a, why in sorted(value["left_out"].items())]
     return notes
 
