@@ -62,8 +62,9 @@ def page(value: dict[str, Any], zoo: Zoo, *, figure: str) -> str:
             f"at the largest budget, by power laws of compute through these cells ({LAW}), with "
             f"its 95 % interval: below 1 is better than {BASELINE}.",
             "",
-            f"| architecture | {budgets} | C / C {BASELINE} | crosses {BASELINE} at | not done |",
-            f"|---|{'---|' * (len(zoo.budgets) + 3)}",
+            f"| architecture | {budgets} | exponent | C / C {BASELINE} | crosses {BASELINE} at | "
+            "not done |",
+            f"|---|{'---|' * (len(zoo.budgets) + 4)}",
         ]
         parts += [_text_row(name, found[name], zoo) for name in names]
         parts += [""]
@@ -130,6 +131,8 @@ def _text_row(name: str, one: dict[str, Any], zoo: Zoo) -> str:
         width = "" if at.get("d_model") is None else f" ({at['d_model']})"
         cells.append(f"{_mean(at, '.4f')}{width}")
     against = one.get("against", {})
+    exponent = one.get("law", {}).get("params", {}).get("alpha_C")
+    cells += ["-" if exponent is None else f"{exponent:.4f}"]
     cells += [_ratio(against.get("multiplier")), _crossing(name, against), _ended(ended)]
     return f"| {word(name)} | {' | '.join(cells)} |"
 
