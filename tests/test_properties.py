@@ -274,6 +274,9 @@ def test_scan_and_remat_change_the_program_and_nothing_else(case: Case):
 
 MESHES = {"data 8": {"data": 8}, "fsdp 8": {"fsdp": 8}, "both": {"fsdp": 4, "tensor": 2}}
 STEPS = 3
+# norms of heads that say little amplify rounding: one device by itself, in chunks of 5, ends 5e-5
+# (gla) and 1e-5 (retnet) apart at 0.05, and 1e-6 at 0.01
+RATES = {"gla": 0.01, "retnet": 0.01}
 
 
 @kinds_in_full
@@ -286,7 +289,7 @@ def test_sharded_training_equals_unsharded(case: Case):
             "budget.batch_tokens": 128,
             "budget.tokens": 128 * STEPS,
             "optim.eps": 1e-3,
-            "optim.lr": 0.05,
+            "optim.lr": RATES.get(case.kind, 0.05),
         },
     )
     single = _trained(run)
