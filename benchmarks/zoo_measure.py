@@ -19,7 +19,7 @@ from parallelism.place import batch_sharding, replicated
 from sweeps.plan import Plan
 from train.counted import counted
 from train.environment import environment
-from train.programs import programs, shape_key, use_cache
+from train.programs import abstract_batch, programs, shape_key, use_cache
 from train.record import read_json, write_json
 from train.schedule import hyper
 from train.spec import RunSpec
@@ -66,12 +66,12 @@ def measure(
 def _measured(spec: RunSpec, root: Path) -> dict[str, Any]:
     ready, made = programs(spec, cache=root / ".cache")
     rng = np.random.default_rng(0)
-    shape = (spec.sequences_per_batch, spec.data.seq_len)
     batch = {
-        "tokens_BT": rng.integers(spec.model.vocab, size=shape).astype(np.int32),
-        "targets_BT": rng.integers(spec.model.vocab, size=shape).astype(np.int32),
-        "segments_BT": np.zeros(shape, np.int32),
-        "weights_BT": np.ones(shape, np.float32),
+        # ids, and of an objective's own arrays and the weights one everywhere
+        name: rng.integers(spec.model.vocab, size=like.shape).astype(like.dtype)
+        if name in ("tokens_BT", "targets_BT")
+        else (np.zeros if name == "segments_BT" else np.ones)(like.shape, like.dtype)
+        for name, like in abstract_batch(spec).items()
     }
     rows = batch_sharding(ready.mesh)
     batch = {name: jax.device_put(value, rows) for name, value in batch.items()}

@@ -68,18 +68,18 @@ def page(value: dict[str, Any], zoo: Zoo, *, figure: str) -> str:
         ]
         parts += [_text_row(name, found[name], zoo) for name in names]
         parts += [""]
-        width, budget = sorted(zoo.widths)[len(zoo.widths) // 2], max(zoo.budgets)
+        middle, budget = sorted(zoo.widths)[len(zoo.widths) // 2], max(zoo.budgets)
         parts += [
-            f"## At one width ({width})",
+            f"## At one width ({middle})",
             "",
-            f"The same runs at width {width} and {budget:.3g} FLOPs: what a token meets of the "
+            f"The same runs at width {middle} and {budget:.3g} FLOPs: what a token meets of the "
             "parameters is about the same (experts: those that it is sent to), and what it costs "
             "decides how many tokens there are.",
             "",
             "| architecture | active parameters | FLOPs a token | tokens | loss |",
             "|---|---|---|---|---|",
         ]
-        parts += [_width_row(name, at_width(found[name].get("runs", []), width, budget))
+        parts += [_width_row(name, at_width(found[name].get("runs", []), middle, budget))
                   for name in names]  # fmt: skip
         parts += [""]
     if zoo.tasks:
