@@ -61,6 +61,7 @@ def test_the_interval_holds_a_bent_truth_that_statistics_alone_miss():
     assert with_form >= 4 and plain <= 2
 
 
+@pytest.mark.slow
 def test_the_error_grows_with_the_distance_from_the_losses_that_were_seen():
     found = chain(*made(late), bootstrap=40, starts=16)
     inside = found.predict({"N": 8e8, "D": 8e10})

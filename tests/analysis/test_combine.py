@@ -45,6 +45,7 @@ def test_families_share_exponents_and_keep_their_own_amplitudes(tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_a_multiplier_of_tokens_is_recovered(tmp_path):
     rows = write(
         tmp_path / "m.csv", {"base": TRUTH.loss, "new": lambda n, d: TRUTH.loss(n, 1.7 * d)}

@@ -115,6 +115,7 @@ def test_interval_of_the_log_ratio_is_that_of_both_predictions_in_quadrature(bas
     )
 
 
+@pytest.mark.slow
 def test_wider_levels_give_wider_intervals(base, twice):
     half, most = (compare(base, twice, flops=1e16, level=v) for v in (0.5, 0.99))
     for key in ("multiplier", "difference", "log_ratio", "run_difference"):
@@ -122,6 +123,7 @@ def test_wider_levels_give_wider_intervals(base, twice):
         assert outer["lo"] < inner["lo"] < inner["hi"] < outer["hi"]
 
 
+@pytest.mark.slow
 def test_order_of_the_two_only_changes_the_sign(base, floored):
     one, other = compare(base, floored, flops=1e17), compare(floored, base, flops=1e17)
     for left, right in zip(one.rows, other.rows, strict=True):
@@ -169,6 +171,7 @@ def test_crossing_beyond_the_target_is_improbable(base):
     assert found["is"].startswith("beyond the target") and found["at"] > 1e16
 
 
+@pytest.mark.slow
 def test_parallel_laws_have_a_probability_and_no_finite_interval(base, twice):
     """Twice the compute at every loss: the curves never cross."""
     found = compare(base, twice, flops=1e16).crossing
@@ -221,6 +224,7 @@ def test_two_samples_of_one_recipe_are_undecided(base):
     assert not found.decided and "includes 0" in found.verdict["reason"]
 
 
+@pytest.mark.slow
 def test_shared_error_of_the_evaluation_widens_the_gap_by_its_share(base, twice):
     plain = compare(base, twice)
     wide = compare(base, twice, evaluation_sd=(0.05, 0.0))

@@ -40,6 +40,7 @@ def pairs(share, *, seed=5):
     return near, (one, other)
 
 
+@pytest.mark.slow
 def test_runs_that_share_their_noise_narrow_the_comparison_and_hold_the_truth():
     near, seen = pairs(0.99)
     found = compare(*(fit(o, bootstrap=100) for o in seen), flops=1e15, observations=seen)

@@ -49,6 +49,7 @@ def test_a_root_solves_its_equation_to_rounding():
     np.testing.assert_allclose(y**3 + y, a, rtol=1e-14)
 
 
+@pytest.mark.slow
 def test_forward_and_reverse_derivatives_of_a_root_are_those_of_the_implicit_function():
     a = np.geomspace(1e-2, 1e3, 7)
     y = in_float64(cube_root, a)

@@ -38,6 +38,7 @@ def kept():
     return found
 
 
+@pytest.mark.slow
 def test_huber_fit_of_240_points_reaches_the_optimum(kept):
     found = fit(kept, huber=1e-3, bootstrap=0)
     assert found.objective <= 0.001018275

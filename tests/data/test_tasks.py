@@ -303,6 +303,7 @@ def of_task(corpus: SourceSpec, **more) -> RunSpec:
     return tiny(corpus, {"data.sources": [source], **more}, checkpoint_every=4)
 
 
+@pytest.mark.slow
 def test_the_accuracy_of_a_run_is_the_share_of_answers_its_checkpoint_gets_right(root, corpus):
     """Products of two bits: whoever ignores the first of them is right in three of four."""
     import jax

@@ -194,6 +194,7 @@ def test_the_bias_follows_the_counts_of_the_whole_batch(unsharded: dict[str, Any
     assert np.all(np.abs(steps_ZE - signs[0]) <= 1), "the second step moved it by one more"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", [{"data": 8}, {"fsdp": 4, "tensor": 2}], ids=str)
 def test_every_mesh_counts_the_whole_batch(mesh: dict[str, int], unsharded: dict[str, Any]):
     found = two_steps(mesh)

@@ -102,6 +102,7 @@ def test_logits_equal_a_float64_forward_pass(name: str):
     assert np.max(np.abs(found - expected)) <= FORWARD * np.max(np.abs(expected))
 
 
+@pytest.mark.slow
 def test_bfloat16_compute_keeps_float32_masters_logits_and_gradients():
     model = build(SPECS["dense"])
     params = trained_params(model)

@@ -98,6 +98,7 @@ def test_spans_change_the_order_of_sums_only():
     assert len(programs) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 2, 12, 16, 30, 64])
 def test_the_monarch_transform_is_a_permuted_fourier_transform_and_has_an_inverse(n: int):
     x_N = np.random.default_rng(n).standard_normal(n)

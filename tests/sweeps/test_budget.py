@@ -100,6 +100,7 @@ def test_a_budget_too_small_for_the_family_names_one_that_is_enough():
         chosen(budgets=(enough * 0.9,))
 
 
+@pytest.mark.slow
 def test_a_budget_too_large_for_the_family_is_refused():
     with pytest.raises(InputError, match="too large for the family dense"):
         chosen(budgets=(1e30,))

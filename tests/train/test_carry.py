@@ -127,6 +127,7 @@ def test_the_loss_of_other_memories_is_that_of_one_long_row(kind: str):
     assert_close(warm, whole)
 
 
+@pytest.mark.slow
 def test_micro_batches_carry_their_own_rows():
     # eps well above the rounding of gradients, which Adam would turn into steps of size lr
     run = put(RunSpec(model=MODEL.spec), {"optim.eps": 1e-3, "schedule.warmup": 0.0})

@@ -178,6 +178,7 @@ def test_a_run_learns_and_resumes_to_the_same_ledger(root, corpus, kind: str):
     assert "bpb/val/infill" not in rows[-1]
 
 
+@pytest.mark.slow
 def test_micro_batches_on_a_mesh_are_divided_by_what_the_whole_batch_counts(root, corpus):
     spec = of("masked_diffusion", corpus, **{"budget.tokens": 128 * 6})
     one = train(spec, root=root / "one").metrics

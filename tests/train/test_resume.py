@@ -142,6 +142,7 @@ def test_a_lost_last_line_of_the_ledger_is_never_filled_with_zero(root, corpus, 
     assert last.get("loss/train") in (None, expected["loss/train"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mesh",
     [

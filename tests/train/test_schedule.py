@@ -58,6 +58,7 @@ def test_rates_equal_the_reference(kind, steps, warmup, decay, final):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6 * 3e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fraction", [0.01, 0.05, 0.1, 0.2, 0.3, 0.7])
 def test_fractions_of_a_run_are_whole_steps_as_written(fraction: float):
     """A tenth of 30 steps is 3 steps: rounding to float32 must not make it 4."""
