@@ -32,6 +32,7 @@ from model.context import Context
 from model.decoder import build
 from model.param import Declare, initial
 from model.spec import LayerSpec, Parametrisation, resolve
+from parallelism.mesh import make_mesh
 from train.paths import put
 from train.programs import traced
 from train.schedule import hyper
@@ -139,7 +140,7 @@ def compile_seconds(name: str, n_layers: int, d_model: int) -> float:
         {"data.seq_len": 256, "budget.batch_tokens": 1024, "execution.layers": "scan"},
     )
     model = build(deep)
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
+    mesh = make_mesh(run.execution.mesh)
     step, _ = traced(run, model, mesh)
     shape = jax.ShapeDtypeStruct((4, 256), jnp.int32)
     batch = {k: shape for k in ("tokens_BT", "targets_BT", "segments_BT")}

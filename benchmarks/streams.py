@@ -25,6 +25,7 @@ from model import archs
 from model.count import count
 from model.decoder import build
 from model.spec import ModelSpec, StreamsSpec
+from parallelism.mesh import make_mesh
 from train.paths import put
 from train.programs import abstract_batch, traced
 from train.schedule import hyper
@@ -54,7 +55,7 @@ def training(spec: ModelSpec) -> tuple[Callable[[], Any], dict[str, Any]]:
     sizes = {"data.seq_len": LENGTH, "budget.batch_tokens": ROWS * LENGTH}
     run = put(RunSpec(model=spec), {**sizes, "budget.tokens": ROWS * LENGTH})
     model = build(spec)
-    mesh = jax.sharding.Mesh(jax.devices()[:1], ("data",))
+    mesh = make_mesh(run.execution.mesh)
     step, _ = traced(run, model, mesh)
     batch = {
         name: jnp.zeros(like.shape, like.dtype) if name != "weights_BT" else jnp.ones(like.shape)
