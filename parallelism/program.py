@@ -131,8 +131,8 @@ class _Reader:
 
     def once(self, eqn: Any, ins: list[Val]) -> list[Val]:
         """A loop of one turn is its body."""
-        n = eqn.params["num_consts"] + eqn.params["num_carry"]
-        body = eqn.params["jaxpr"]
+        consts, m = scan_counts(eqn)
+        n, body = consts + m, eqn.params["jaxpr"]
 
         def shaped(v: Val, shape: tuple[int, ...]) -> Val:
             out = Val(shape, v.itemsize)
@@ -142,7 +142,6 @@ class _Reader:
         given = [*ins[:n], *(shaped(v, v.shape[1:]) for v in ins[n:])]
         env = dict(zip(body.jaxpr.constvars, map(_constant, body.consts), strict=True))
         outs = self.read(body.jaxpr, env | dict(zip(body.jaxpr.invars, given, strict=True)))
-        m = eqn.params["num_carry"]
         return [*outs[:m], *(shaped(v, (1, *v.shape)) for v in outs[m:])]
 
     def apart(self, ins: list[Val]) -> list[Val]:
@@ -165,7 +164,8 @@ class _Reader:
             for b in bodies
         ]
         if name == "scan" and made:
-            n = params["num_carry"]
+            consts, n = scan_counts(eqn)
+            params = {**params, "num_consts": consts, "num_carry": n}
             first: dict[int, Val] = {}  # stacked outputs that are one array in the body are one
             for i in range(n, len(outs)):
                 outs[i] = first.setdefault(id(made[0].outs[i]), outs[i])
@@ -173,6 +173,18 @@ class _Reader:
         if key is not None:
             self.known[key] = outs
         return outs
+
+
+def scan_counts(eqn: Any) -> tuple[int, int]:
+    """How many of a scan's inputs are constant, and how many carried; the rest, and the outputs
+    after the carry, are stacked, which a dimension more than in the body tells in every jax."""
+    body = eqn.params["jaxpr"]
+
+    def kept(outer: Any, inner: Any) -> int:
+        return sum(a.aval.ndim == b.ndim for a, b in zip(outer, inner, strict=True))
+
+    carry = kept(eqn.outvars, body.out_avals)
+    return kept(eqn.invars, body.in_avals) - carry, carry
 
 
 def _bodies(params: Mapping[str, Any]) -> list[ClosedJaxpr]:
