@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import jax
 
 from parallelism.expert import Exchange
+from parallelism.kernels import Kernel
 from parallelism.pipeline import Pipeline
 from parallelism.sequence import Scheme
 
@@ -27,6 +28,7 @@ class Context:
     asks a mixer for its slow and obvious form, which tests and benchmarks compare with. `sequence`
     is how devices share the sequence: places of the arrays hold the positions that it says, and a
     mixer hands it what crosses positions; None where the text's order stands and nobody needs ask.
+    `kernel` computes softmax attention in its place where no scheme does; None: the plain form.
     """
 
     positions_BT: jax.Array
@@ -37,6 +39,7 @@ class Context:
     exchange: Exchange | None = None  # brings tokens to their experts; None: all on one device
     pipeline: Pipeline | None = None  # runs the repeated unit in stages; None: every layer in turn
     sequence: Scheme | None = None
+    kernel: Kernel | None = None
     layers: str = "scan"  # or unroll
     remat: str = "none"  # full, dots, stream
     remat_chunk: int | None = None  # positions of a chunk of stream; None: a sixteenth

@@ -26,6 +26,8 @@ class ExecutionSpec:
         "auto"  # auto: float32 on CPU, bfloat16 elsewhere
     )
     layers: Literal["scan", "unroll", "auto"] = "auto"  # auto: unroll on CPU, scan elsewhere
+    # What computes softmax attention: a kernel (parallelism/kernels) or the plain form
+    attention: Literal["auto", "plain", "cudnn", "pallas"] = "auto"
     # What the backward pass makes anew: nothing, each layer, all but parameter products, or each
     # layer and the logits a few positions at a time (parallelism/stream.py).
     remat: Literal["none", "full", "dots", "stream"] = "none"

@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 
 from model.decoder import Model, build
 from parallelism.expert import exchange
+from parallelism.kernels import Chip, here
 from parallelism.mesh import make_mesh
 from parallelism.pipeline import pipeline
 from parallelism.place import (
@@ -33,6 +34,7 @@ from parallelism.place import (
     row_sharding,
 )
 from parallelism.rules import RESIDUALS
+from train.attention import choice, kernel
 from train.carry import Carry, carry_shapes
 from train.record import disk_error
 from train.recycle import frozen
@@ -63,15 +65,18 @@ class Programs:
     carry: Carry  # the shapes of what rows remember from batch to batch; None: nothing
 
 
-def resolved_execution(spec: RunSpec) -> dict[str, str]:
-    """What `auto` means for this spec on this platform: float32 and unrolled layers on CPU,
-    bfloat16 and scanned elsewhere.
+def resolved_execution(spec: RunSpec, chip: Chip | None = None) -> dict[str, str]:
+    """What `auto` means for this spec on this program's devices, or on a chip: float32 and unrolled
+    layers on CPU, bfloat16 and scanned elsewhere, and a kernel for attention where one can be.
     """
-    cpu = jax.default_backend() == "cpu"
+    chip = here() if chip is None else chip
+    cpu = chip.platform == "cpu"
     dtype, layers = spec.execution.compute_dtype, spec.execution.layers
+    dtype = dtype if dtype != "auto" else "float32" if cpu else "bfloat16"
     return {
         "sequence": scheme_name(spec),
-        "compute_dtype": dtype if dtype != "auto" else "float32" if cpu else "bfloat16",
+        "attention": choice(spec, dtype=dtype, chip=chip).name,
+        "compute_dtype": dtype,
         "layers": layers if layers != "auto" else "unroll" if cpu else "scan",
     }
 
@@ -80,6 +85,7 @@ def devices(spec: RunSpec) -> dict[str, Any]:
     """What the programs run on and how, as JSON for the record."""
     found = jax.devices()
     declared = build(spec.model).declarations
+    resolved = resolved_execution(spec)
     placed = report({p: (d.dims, d.shape) for p, d in declared.items()}, spec.execution.mesh.sizes)
     return {
         "devices": {
@@ -89,7 +95,8 @@ def devices(spec: RunSpec) -> dict[str, Any]:
         },
         "processes": jax.process_count(),
         "placement": placed.to_json(),
-        "resolved": {**resolved_execution(spec), "mesh": spec.execution.mesh.sizes},
+        "resolved": {**resolved, "mesh": spec.execution.mesh.sizes},
+        "kernels_refused": choice(spec, dtype=resolved["compute_dtype"]).refused,
     }
 
 
@@ -151,9 +158,11 @@ def state_shardings(model: Model, state: State, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(one, state)
 
 
-def traced(spec: RunSpec, model: Model, mesh: Mesh) -> tuple[Any, Any]:
-    """The step and the evaluation as plain functions of arrays."""
-    resolved = resolved_execution(spec)
+def traced(spec: RunSpec, model: Model, mesh: Mesh, *, chip: Chip | None = None) -> tuple[Any, Any]:
+    """The step and the evaluation as plain functions of arrays, for this program's devices or for a
+    chip.
+    """
+    resolved = resolved_execution(spec, chip)
     loss = partial(
         forward,
         model,
@@ -162,6 +171,7 @@ def traced(spec: RunSpec, model: Model, mesh: Mesh) -> tuple[Any, Any]:
         exchange=exchange(mesh, residuals=spec.execution.residuals),
         pipeline=pipeline(mesh, microbatches=spec.microbatches, rounds=spec.execution.rounds),
         sequence=scheme(spec, model, mesh),
+        kernel=kernel(spec, mesh, dtype=resolved["compute_dtype"], chip=chip),
         filled=laid_out_length(spec) != spec.data.seq_len,
         layers=resolved["layers"],
         remat=spec.execution.remat,

@@ -18,6 +18,7 @@ import optax
 from model.context import Constrain, Context, unplaced
 from model.decoder import Model
 from parallelism.expert import Exchange
+from parallelism.kernels import Kernel
 from parallelism.pipeline import Pipeline
 from parallelism.sequence import Scheme
 from train.carry import Carry, entering, leaving, nothing
@@ -40,6 +41,7 @@ def forward(
     exchange: Exchange | None = None,
     pipeline: Pipeline | None = None,
     sequence: Scheme | None = None,
+    kernel: Kernel | None = None,
     filled: bool = False,
     layers: str,
     remat: str,
@@ -80,6 +82,7 @@ def forward(
         exchange=exchange,
         pipeline=pipeline,
         sequence=sequence,
+        kernel=kernel,
         layers=layers,
         remat=remat,
         remat_chunk=remat_chunk,

@@ -92,8 +92,9 @@ class Layer(ChunkedMixer):
     def __call__(self, x_BTD: jax.Array, ctx: Context) -> tuple[jax.Array, dict[str, jax.Array]]:
         q_BTHK, k_BTJK, v_BTJK = self._heads(x_BTD, ctx)
         ahead = None if self.prefix is None else self.prefix(x_BTD.shape[0], dtype=x_BTD.dtype)
-        if ctx.sequence is not None:
-            y_BTHK = ctx.sequence.softmax(
+        elsewhere = ctx.sequence or ctx.kernel
+        if elsewhere is not None:
+            y_BTHK = elsewhere.softmax(
                 q_BTHK,
                 k_BTJK,
                 v_BTJK,

@@ -93,7 +93,7 @@ class Layer(nnx.Module):
         form = naive_banded_attention
         if not ctx.naive:
             form = partial(banded_attention, chunk=self.spec.chunk)
-        shared = ctx.sequence
+        shared = ctx.sequence or ctx.kernel
         q_BTHK, k_BTJK, v_BTJK = self.heads(x_BTD, ctx)
         out = []
         for reach, kv_heads in self._groups:

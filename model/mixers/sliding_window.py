@@ -57,8 +57,9 @@ class Layer(nnx.Module):
         if not ctx.naive:
             form = partial(banded_attention, chunk=self.spec.chunk)
         q_BTHK, k_BTJK, v_BTJK = self.heads(x_BTD, ctx)
-        if ctx.sequence is not None:
-            y_BTHK = ctx.sequence.softmax(
+        elsewhere = ctx.sequence or ctx.kernel
+        if elsewhere is not None:
+            y_BTHK = elsewhere.softmax(
                 q_BTHK,
                 k_BTJK,
                 v_BTJK,

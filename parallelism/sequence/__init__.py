@@ -42,6 +42,11 @@ class Band(Protocol):
         ...
 
     @property
+    def block(self) -> int:
+        """Bands begin at whole blocks of so many positions of a document."""
+        ...
+
+    @property
     def sinks(self) -> int:
         """First positions of a query's document that it sees wherever its band begins."""
         ...

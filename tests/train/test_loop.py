@@ -37,6 +37,7 @@ def test_a_run_leaves_the_directory_of_the_contract(root: Path, corpus: SourceSp
         "compute_dtype": "float32",
         "layers": "unroll",
         "sequence": "none",
+        "attention": "plain",
         "mesh": MeshSpec().sizes,
     }
     last = run.metrics()[-1]
