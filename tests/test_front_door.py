@@ -74,6 +74,9 @@ MAP = "--map=N=params,D=tokens,loss=loss"
         ("model.repeat.0.mixer.kind=os.path", "mixer", "no layer"),
         ("data.tokenizer=nowhere.json", "data.tokenizer", "nowhere.json"),
         ("model.vocab=100", "model.vocab", "256"),
+        ("execution.attention=cudnn", "execution.attention: cudnn", "write auto or plain"),
+        ("execution.attention=pallas", "written for TPU, and this is cpu", "write auto or plain"),
+        ("execution.attention=flash", "execution.attention", "'cudnn'"),
     ],
 )
 def test_a_wrong_setting_is_named_with_what_to_write(tmp_path, capsys, setting, field, instead):

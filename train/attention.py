@@ -85,6 +85,7 @@ def _asked(spec: RunSpec, *, dtype: str) -> list[Asked]:
                     later=sees_later and band is None,
                     ahead=model.shared_sizes["S"] if streams else 0,
                     band=band,
+                    stages=spec.execution.mesh.pipeline > 1,
                 )
                 found[one] = None
     return list(found)

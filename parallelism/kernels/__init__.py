@@ -63,6 +63,7 @@ class Asked:
     documents: bool = True  # positions see their own document alone
     later: bool = False  # some see positions that come later: an encoder, a prefix
     ahead: int = 0  # learned keys that all see
+    stages: bool = False  # it is mapped over the stages of a pipeline
     band: Band | None = None
 
     @property

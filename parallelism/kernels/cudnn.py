@@ -47,6 +47,11 @@ class Kernel(kernels.Kernel):
                 f"trains under a mask with even lengths only, and {layer.what} has {layer.length} "
                 f"positions and {keys} keys"
             )
+        if masked and layer.stages:  # its rule for vmap takes a mask of all heads alone
+            return (
+                "under a mask (data.isolate_documents, prefixes) is not mapped over the stages of "
+                "a pipeline by jax"
+            )
         return band_refusal(layer) or _absent(chip)
 
     def local(

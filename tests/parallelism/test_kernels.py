@@ -75,11 +75,11 @@ CASES = {
     "cudnn window": WINDOW,
     "cudnn whole window": {"band": Reach(blocks=16, sinks=2)},
     "cudnn prefix": {"prefix": True},
-    "cudnn ahead": {"ahead": 2, "documents": False},
     "cudnn mesh": {"mesh": MESH, "ahead": 2},
     "pallas": TILES,
 }
 MORE = {
+    "cudnn ahead": {"ahead": 2, "documents": False},
     "pallas one document": TILES | {"documents": False},
     "pallas window": TILES | {"band": Reach(blocks=130)},
     "pallas mesh": TILES | {"heads": 4, "kv_heads": 2, "mesh": MESH},
@@ -201,6 +201,7 @@ ABLE = Asked(what="attention", length=256, per_head=64, dtype="bfloat16")
         ("cudnn", H100, {"per_head": 12}, "multiple of 8 up to 256 .* d_head 12"),
         ("cudnn", Chip("cuda", "A100", (8, 0)), {"per_head": 256}, "up to 128 on A100"),
         ("cudnn", H100, {"length": 255}, "even lengths"),
+        ("cudnn", H100, {"stages": True}, "not mapped over the stages of a pipeline"),
         ("cudnn", H100, {"ahead": 3}, "256 positions and 259 keys"),
         ("cudnn", H100, {"band": Reach(blocks=9, sinks=4)}, "keeps 4 first positions in sight"),
         ("pallas", TPU, {"band": Reach(blocks=2, block=8)}, "whole blocks of 8"),

@@ -1,0 +1,188 @@
+"""Does a run take the kernel that its chip has, say why it takes no other, and train the same model
+with it? Programs are lowered for chips that are not here.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+import pytest
+
+from model import archs
+from model.decoder import build
+from parallelism.axes import MeshSpec
+from parallelism.errors import InputError
+from parallelism.kernels import Chip, cudnn
+from parallelism.mesh import make_mesh
+from parallelism.place import batch_sharding
+from tests.parallelism.test_kernels import H100, TPU, calls, version
+from tests.properties import assert_close, batch, mean_loss, trained_params
+from train.attention import choice, kernel
+from train.paths import put
+from train.programs import (
+    abstract_batch,
+    devices,
+    resolved_execution,
+    shape_key,
+    state_shardings,
+    traced,
+)
+from train.schedule import hyper
+from train.spec import RunSpec
+from train.step import abstract_state
+
+__all__ = ["version"]  # a fixture
+BF16 = {"execution.compute_dtype": "bfloat16"}
+STAGES = {"execution.mesh.pipeline": 2, "data.isolate_documents": False}
+WINDOW = {"model.repeat.0.mixer.sinks": 0, "model.repeat.0.mixer.window": 32}
+
+
+def run(arch: str = "dense", width: int = 64, **changes: Any) -> RunSpec:
+    fixed = {"data.seq_len": 128, "budget.batch_tokens": 8 * 128, "execution.layers": "scan"}
+    return put(RunSpec(model=archs.build(arch, width)), fixed | changes)
+
+
+def taken(spec: RunSpec, chip: Chip) -> str:
+    dtype = resolved_execution(spec, chip)["compute_dtype"]
+    return choice(spec, dtype=dtype, chip=chip).name
+
+
+@pytest.mark.parametrize(
+    "arch, changes, on_gpu, on_tpu",
+    [
+        ("dense", {}, "cudnn", "pallas"),
+        ("dense", {"execution.attention": "plain"}, "plain", "plain"),
+        ("dense", {"execution.compute_dtype": "float32"}, "plain", "pallas"),
+        ("dense", {"execution.mesh.sequence": 2}, "plain", "plain"),
+        ("dense", {"execution.remat": "stream"}, "plain", "plain"),
+        ("dense", {"execution.mesh.pipeline": 2}, "plain", "pallas"),
+        ("dense", STAGES, "cudnn", "pallas"),
+        ("dense", {"data.seq_len": 64}, "cudnn", "plain"),
+        ("sliding_window", {}, "plain", "plain"),  # sinks
+        ("sliding_window", WINDOW, "cudnn", "pallas"),
+        ("ssd", {}, "plain", "plain"),
+        ("hybrid", {}, "cudnn", "pallas"),
+        ("diffusion", {}, "cudnn", "plain"),
+        ("span_mixture", {}, "cudnn", "pallas"),
+        ("span_mixture", {"objective.bidirectional_prefix": True}, "cudnn", "plain"),
+        ("parscale", {}, "cudnn", "plain"),
+        ("encoder_decoder", {}, "cudnn", "plain"),
+    ],
+)
+def test_auto_takes_what_the_chip_has(arch, changes, on_gpu, on_tpu, version):
+    spec = run(arch, **changes)
+    assert (taken(spec, H100), taken(spec, TPU)) == (on_gpu, on_tpu)
+    assert taken(spec, Chip("rocm", "AMD Instinct MI300X")) == "plain"
+    assert taken(spec, Chip("cpu", "cpu")) == "plain"
+
+
+def test_the_record_says_which_and_why_not_the_others():
+    said = devices(run())
+    assert said["resolved"]["attention"] == "plain"
+    assert said["kernels_refused"] == {
+        "cudnn": "needs an NVIDIA GPU, and this is cpu",
+        "pallas": "is written for TPU, and this is cpu",
+    }
+
+
+@pytest.mark.parametrize(
+    "chip, changes, said",
+    [
+        (None, {"execution.attention": "cudnn"}, "execution.attention: cudnn; needs an NVIDIA GPU"),
+        (TPU, {"execution.attention": "pallas", "execution.mesh.sequence": 2}, "needs whole rows"),
+        (TPU, {"execution.attention": "pallas", "execution.remat": "stream"}, "remat=stream"),
+        (
+            H100,
+            {"execution.attention": "cudnn", "execution.compute_dtype": "float32"},
+            "not in flo",
+        ),
+    ],
+)
+def test_a_named_kernel_that_cannot_be_is_refused_before_anything_is_traced(
+    chip: Chip | None, changes: dict, said: str, version
+):
+    spec = run(**changes)
+    with pytest.raises(InputError, match=said) as refused:
+        traced(spec, build(spec.model), make_mesh(MeshSpec()), chip=chip)
+    assert "write auto or plain" in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_kernel_changes_the_program_and_no_run_id(version):
+    plain, own = (run(**BF16, **{"execution.attention": a}) for a in ("plain", "cudnn"))
+    assert plain.run_id == own.run_id and shape_key(plain) != shape_key(own)
+    assert kernel(plain, make_mesh(MeshSpec()), dtype="bfloat16", chip=H100) is None
+
+
+# -- the model with a kernel -----------------------------------------------------------------------
+
+MODELS = {
+    "grouped queries": ("dense", {"model.repeat.0.mixer.queries_per_kv": 2}),
+    "window": ("sliding_window", {**WINDOW, "model.repeat.0.mixer.window": 5}),
+    "both ways": ("diffusion", {}),
+    "streams": ("parscale", {}),
+    "encoder": ("encoder_decoder", {}),
+    "spans": ("elastic_span", {}),
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n != "grouped queries")) for n in MODELS]
+)
+def test_a_model_with_a_kernel_is_the_same_model(name: str):
+    """Loss and gradient of every parameter; the question to cuDNN is put to JAX's own form."""
+    arch, changes = MODELS[name]
+    spec = run(arch, 32, **changes).model
+    # one layer, where the architecture is not made of more
+    model = build(replace(spec, n_layers=1) if spec.n_layers == 2 else spec)
+    data = batch(2, 16, source=12 if arch == "encoder_decoder" else None)
+    params = trained_params(model)
+    found = {}
+    for own in (None, cudnn.Kernel(make_mesh(MeshSpec()), implementation="xla")):
+        loss = jax.value_and_grad(mean_loss(model, kernel=own, layers="unroll"))
+        text = str(jax.make_jaxpr(loss)(params, data))
+        found[text] = jax.jit(loss)(params, data)
+    plain, own = found.values()  # two programs
+    assert_close(own, plain, what=name)
+
+
+# -- a whole training step for chips that are not here ---------------------------------------------
+
+
+def lowered(spec: RunSpec, chip: Chip) -> str:
+    model, mesh = build(spec.model), make_mesh(spec.execution.mesh)
+    state = abstract_state(model)
+    placed = (state_shardings(model, state, mesh), None, batch_sharding(mesh))
+    step = jax.jit(traced(spec, model, mesh, chip=chip)[0], in_shardings=placed)
+    numbers = {k: jax.ShapeDtypeStruct((), v.dtype) for k, v in hyper(spec).items()}
+    found = step.trace(state, numbers, abstract_batch(spec))
+    return found.lower(lowering_platforms=(chip.platform,)).as_text()
+
+
+MESH = {"execution.mesh.data": 2, "execution.mesh.fsdp": 2, "execution.mesh.tensor": 2}
+FULL = {"execution.remat": "full"}
+SLOW = pytest.mark.slow
+SIMPLE, FORWARD = "__cudnn$fmhaSoftmax", "__cudnn$fmhaScaleBiasSoftmax"
+BACKWARD = f"{FORWARD}Backward"
+
+
+@pytest.mark.parametrize(
+    "chip, changes, wanted",
+    [
+        pytest.param(H100, {}, [FORWARD, BACKWARD], id="cuda"),
+        pytest.param(TPU, {}, ["tpu_custom_call"] * 3, id="tpu"),
+        pytest.param(H100, MESH | FULL, [FORWARD, FORWARD, BACKWARD], id="cuda mesh", marks=SLOW),
+        pytest.param(TPU, MESH | FULL, ["tpu_custom_call"] * 4, id="tpu mesh", marks=SLOW),
+        pytest.param(TPU, STAGES, ["tpu_custom_call"] * 3, id="tpu stages", marks=SLOW),
+        pytest.param(H100, STAGES, [SIMPLE, f"{SIMPLE}Backward"], id="cuda stages", marks=SLOW),
+    ],
+)  # fmt: skip
+def test_a_training_step_calls_the_kernel(chip: Chip, changes: dict, wanted: list, version):
+    """Layers are scanned, so once whatever their number: forward, remade where asked, backward."""
+    spec = run(**{"model.repeat.0.mixer.d_head": 16, **changes})
+    assert sorted(calls(lowered(spec, chip))) == sorted(wanted)
+
+
+@SLOW
+def test_a_step_of_the_plain_form_calls_none():
+    spec = run(**{"execution.attention": "plain"})
+    assert not calls(lowered(spec, H100)) and not calls(lowered(spec, TPU))
