@@ -53,8 +53,11 @@ SPEC = ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=Fa
 
 @dataclass(frozen=True, kw_only=True, config=SPEC)
 class MeshSpec:
-    """Devices along each mesh axis. The product is the number of devices the run uses."""
+    """Devices along each mesh axis. The product is the number of devices the run uses, or the stack
+    of runs that `run` shares out.
+    """
 
+    run: int = Field(default=1, ge=1)  # the outermost: runs have nothing to say to each other
     data: int = Field(default=1, ge=1)
     fsdp: int = Field(default=1, ge=1)
     tensor: int = Field(default=1, ge=1)
@@ -79,6 +82,7 @@ class MeshSpec:
         return n
 
 
+RUN = "run"  # along which several runs of one shape are stacked: train/stack.py
 MESH_AXES = tuple(f.name for f in fields(MeshSpec))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from parallelism.axes import AXES, letters
+from parallelism.axes import AXES, RUN, letters
 from parallelism.errors import InputError
 from parallelism.rules import ACTIVATIONS, PARAMETERS
 
@@ -66,6 +66,11 @@ def row_sharding(mesh: Mesh) -> NamedSharding:
 
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
+
+
+def stacked(sharding: NamedSharding) -> NamedSharding:
+    """Of such arrays of several runs, runs ahead, which the run axis shares out."""
+    return NamedSharding(sharding.mesh, PartitionSpec(RUN, *sharding.spec))
 
 
 def constrainer(mesh: Mesh, rules: Rules = ACTIVATIONS) -> Callable[[jax.Array, str], jax.Array]:
@@ -146,7 +151,7 @@ def report(
         size, ways = math.prod(shape), math.prod(mesh[a] for a in used)
         rows[path] = {
             "partition": str(tuple(spec)),
-            "copies": math.prod(mesh.values()) // ways,
+            "copies": math.prod(n for axis, n in mesh.items() if axis != RUN) // ways,
             "size": size,
             "per_device": size // ways,
             "whole_over": [axis for axis in _sharding_axes(mesh) if axis not in used],

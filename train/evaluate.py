@@ -30,6 +30,13 @@ def evaluate(
         else:
             *told, carry = step(params, {**batch, "carry": carry})
             sums.append(told)
+    return report(measure, sums, objective)
+
+
+def report(
+    measure: HeldOut, sums: Sequence[Sequence[Any]], objective: ObjectiveSpec
+) -> dict[str, float]:
+    """The same from the sums of each batch."""
     return objective.report(
         measure.name,
         [_total(column) for column in zip(*sums, strict=True)],

@@ -33,6 +33,7 @@ class ExecutionSpec:
     remat: Literal["none", "full", "dots", "stream"] = "none"
     remat_chunk: int | None = Field(default=None, ge=1)  # positions, of stream; None: a sixteenth
     accumulate: int = Field(default=1, ge=1)  # micro-batches of one step
+    stack: int = Field(default=1, ge=1)  # runs of a sweep, of one shape, that one program trains
     checkpoint_every: int = Field(default=1000, ge=1)  # steps
     keep_checkpoints: int = Field(default=2, ge=1)
     log_every: int = Field(default=50, ge=1)  # steps
@@ -44,4 +45,10 @@ class ExecutionSpec:
         if self.sequence not in known:
             raise ValueError(
                 f"{self.sequence} is no way to share a sequence; {nearest(self.sequence, known)}"
+            )
+        if self.stack % self.mesh.run:
+            raise ValueError(
+                f"execution.mesh.run {self.mesh.run} does not divide the runs of execution.stack "
+                f"{self.stack}; write a divisor of {self.stack}, or execution.stack="
+                f"{self.stack * self.mesh.run}"
             )

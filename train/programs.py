@@ -21,6 +21,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from model.decoder import Model, build
+from parallelism.axes import RUN
+from parallelism.errors import InputError
 from parallelism.expert import exchange
 from parallelism.kernels import Chip, here
 from parallelism.mesh import make_mesh
@@ -32,6 +34,7 @@ from parallelism.place import (
     replicated,
     report,
     row_sharding,
+    stacked,
 )
 from parallelism.rules import RESIDUALS
 from train.attention import choice, kernel
@@ -58,11 +61,14 @@ class Compilation:
 class Programs:
     model: Model
     mesh: Mesh
-    shardings: Any  # of the state
+    shardings: Any  # of the state of one run
     step: Any  # (state, hyper, batch) -> (state, loss); donates the state
     # (params, batch) -> the sums of the objective's score, and the carry of a batch with carry
     evaluate: Any
     carry: Carry  # the shapes of what rows remember from batch to batch; None: nothing
+    # Of a stack, in whose programs every array of every argument and result has its runs ahead:
+    # (state, place in the stack) -> the state of one run; None where there is no stack
+    take: Any = None
 
 
 def resolved_execution(spec: RunSpec, chip: Chip | None = None) -> dict[str, str]:
@@ -102,6 +108,14 @@ def devices(spec: RunSpec) -> dict[str, Any]:
 
 def shape_key(spec: RunSpec) -> str:
     """Runs with equal keys execute the same programs; only data differs."""
+    parts = [*shape(spec), resolved_execution(spec)]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def shape(spec: RunSpec) -> list[Any]:
+    """As JSON, all that the programs of a spec are made from but what `auto` means here: it can be
+    asked where no device may be touched.
+    """
     tree = to_dict(spec)
     del tree["model"]["arch"], tree["model"]["objective"]
     stacks = [(getattr(spec.model, p), tree["model"][p]) for p in ("first", "repeat", "last")]
@@ -114,7 +128,7 @@ def shape_key(spec: RunSpec) -> str:
                     del one[name][field]
     compiled_in = ("mesh", "residuals", "rounds", "remat", "remat_chunk", "accumulate")
     execution = {k: tree["execution"][k] for k in compiled_in} | {"parts": spec.microbatches}
-    parts = [
+    return [
         tree["model"],
         [spec.data.seq_len, spec.data.source_length],
         spec.data.isolate_documents,
@@ -123,10 +137,8 @@ def shape_key(spec: RunSpec) -> str:
         # its other knobs act on the host
         [spec.objective.kind, sorted(spec.objective.arrays), *spec.objective.compiled],
         execution,
-        resolved_execution(spec),
         sorted(frozen(spec)),
     ]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def abstract_batch(spec: RunSpec) -> dict[str, jax.ShapeDtypeStruct]:
@@ -199,22 +211,37 @@ def traced(spec: RunSpec, model: Model, mesh: Mesh, *, chip: Chip | None = None)
 _READY: dict[str, Programs] = {}  # compiled programs live as long as the process, as jax's own do
 
 
-def programs(spec: RunSpec, *, cache: Path) -> tuple[Programs, list[Compilation]]:
+def programs(
+    spec: RunSpec, *, cache: Path, stack: int | None = None
+) -> tuple[Programs, list[Compilation]]:
     """The compiled programs of a spec's shape, and what it took to make them (nothing, the second
-    time).
+    time); of a `stack` of so many runs of that shape, those that train them all.
     """
-    key = shape_key(spec)
+    key = shape_key(spec) + ("" if stack is None else f"x{stack}")
     if key in _READY:
         return _READY[key], []
+    _check_stack(spec, stack)
     mesh = make_mesh(spec.execution.mesh)
     model = build(spec.model)
-    carry = carry_shapes(spec, model)
+    carry = alone = carry_shapes(spec, model)
     state = abstract_state(model, frozen=frozen(spec), carry=carry)
     shardings = state_shardings(model, state, mesh)
     step, evaluate = traced(spec, model, mesh)
     numbers = {k: jax.ShapeDtypeStruct((), v.dtype) for k, v in hyper(spec).items()}
     batch = abstract_batch(spec)
     rows, whole = batch_sharding(mesh), replicated(mesh)
+    one, take = shardings, None
+    if stack is not None:
+        # what the layers say of where their arrays lie is said of each run's
+        mapped = partial(jax.vmap, spmd_axis_name=RUN if mesh.shape[RUN] > 1 else None)
+        step, evaluate = mapped(step), mapped(evaluate)
+        state, numbers, batch, carry = _runs(stack, (state, numbers, batch, carry))
+        shardings, rows, whole = jax.tree.map(stacked, (shardings, rows, whole))
+        take = jax.jit(
+            lambda state, i: jax.tree.map(lambda x: x[i], state),
+            in_shardings=(shardings, replicated(mesh)),
+            out_shardings=one,
+        )
     # the state is donated: its memory is reused for the next one
     steps = jax.jit(
         step,
@@ -236,12 +263,29 @@ def programs(spec: RunSpec, *, cache: Path) -> tuple[Programs, list[Compilation]
     _READY[key] = Programs(
         model=model,
         mesh=mesh,
-        shardings=shardings,
+        shardings=one,
         step=compiled_step,
         evaluate=compiled_evaluate,
-        carry=carry,
+        carry=alone,
+        take=take,
     )
     return _READY[key], [first, second]
+
+
+def _runs(stack: int, tree: Any) -> Any:
+    """The shapes of such arrays of several runs."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((stack, *x.shape), x.dtype), tree)
+
+
+def _check_stack(spec: RunSpec, stack: int | None) -> None:
+    ways = spec.execution.mesh.run
+    if stack is None and ways > 1:
+        raise InputError(
+            "execution.mesh.run",
+            ways,
+            "shares the runs of a stack, and this is one run; write 1, or train it in a sweep "
+            "with execution.stack",
+        )
 
 
 def use_cache(cache: Path) -> None:

@@ -8,22 +8,18 @@ because compilation of one shape is exclusive.
 import dataclasses
 import json
 from collections.abc import Collection
-from typing import Any
 
 from train.counted import counted
-from train.spec import RunSpec, to_dict
+from train.programs import shape
+from train.spec import RunSpec
 
 NEAR = 2.0  # guess: a worker idle at the end costs at most half a cell of the longest kind
 
 
 def shape_of(spec: RunSpec) -> str:
     """Equal for runs that execute the same program: hyper-parameters, tokens and seed are data."""
-    tree = to_dict(spec)
-    del tree["model"]["arch"]
-    parts: list[Any] = [tree["model"], spec.data.seq_len, spec.data.isolate_documents]
-    keys = ("mesh", "sequence", "remat", "accumulate", "compute_dtype", "layers")
-    parts += [spec.sequences_per_batch, [tree["execution"][key] for key in keys]]
-    return json.dumps(parts, sort_keys=True)
+    run = spec.execution  # what `auto` means is the worker's to say: it is the same for equal ones
+    return json.dumps([*shape(spec), run.sequence, run.compute_dtype, run.layers], sort_keys=True)
 
 
 @dataclasses.dataclass(frozen=True)
