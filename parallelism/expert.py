@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
+from parallelism.axes import RUN
 from parallelism.place import partition
 from parallelism.rules import ACTIVATIONS, PARAMETERS, RESIDUALS
 
@@ -103,7 +104,7 @@ class Exchange:
             out_specs=out,
             # jax 0.10 cannot map over one that is checked; unchecked, gradients of outputs are
             # summed over tensor once more
-            check_vma=self.mesh.shape["pipeline"] == 1,
+            check_vma=self.mesh.shape["pipeline"] == self.mesh.shape[RUN] == 1,
         )(x_BTD, experts_BTK, weights_BTK, *matrices)
 
     def kept(self, experts_BTK: jax.Array, *, n_experts: int, capacity: int) -> jax.Array:
@@ -130,8 +131,8 @@ class Exchange:
 
 
 def exchange(mesh: Mesh, *, residuals: str) -> Exchange | None:
-    """None on one device, where the tokens are at hand."""
-    return None if mesh.size == 1 else Exchange(mesh, residuals)
+    """None on one device, or one a run, where the tokens are at hand."""
+    return None if mesh.size == mesh.shape[RUN] else Exchange(mesh, residuals)
 
 
 def _before(x: jax.Array) -> jax.Array:

@@ -42,19 +42,19 @@ def train_stack(
     specs: Sequence[RunSpec],
     *,
     root: Path,
-    width: int | None = None,
+    places: int | None = None,
     progress: Report | None = None,
     ended: Ended | None = None,
 ) -> dict[str, Outcome | InputError]:
     """Train runs of one shape to their ends, each from its last checkpoint, and tell how each
     `ended` when it does: by an outcome, or by a mistake of its own that leaves the others alone.
 
-    `width` is the number of places, as many as runs and so that the run axis divides it unless
-    said; there may be more places than runs.
+    `places` is how many runs the program is compiled for: as many as there are unless said, or
+    more, and so that the run axis divides them.
     """
     _check(specs)
     cache, ways = root / ".cache", specs[0].execution.mesh.run
-    width = -(-max(len(specs), width or 0) // ways) * ways
+    places = -(-max(len(specs), places or 0) // ways) * ways
     told: dict[str, Outcome | InputError] = {}
 
     def tell(run_id: str, how: Outcome | InputError) -> None:
@@ -86,8 +86,8 @@ def train_stack(
         if courses:
             with memory(specs[0]):
                 use_cache(cache)
-                ready, compilations = programs(courses[0].spec, cache=cache, stack=width)
-                stack = _Stack(ready, compilations, courses, width=width, leave=leave)
+                ready, compilations = programs(courses[0].spec, cache=cache, stack=places)
+                stack = _Stack(ready, compilations, courses, places=places, leave=leave)
                 stack.train()
     return told
 
@@ -101,7 +101,7 @@ class _Stack:
         compilations: list[Compilation],
         courses: Sequence[Course],
         *,
-        width: int,
+        places: int,
         leave: Callable[[Course, Outcome | InputError], None],
     ):
         self.ready, self.compilations, self.leave = ready, compilations, leave
@@ -113,7 +113,7 @@ class _Stack:
         states: dict[int, State] = {}
         for i, course in list(self.live.items()):
             with self._own(i):
-                together = {"stack": {"runs": ids, "places": width}}
+                together = {"stack": {"runs": ids, "places": places}}
                 devices = ready.mesh.size / len(courses)
                 states[i] = jax.device_get(course.begin(ready, devices=devices, together=together))
                 self.measures[i] = _laid_out(course)
@@ -121,13 +121,13 @@ class _Stack:
             return
         # a place without a run holds what another one does
         first = next(iter(self.live))
-        held = [i if i in self.live else first for i in range(width)]
+        held = [i if i in self.live else first for i in range(places)]
         self.state = spread(
             jax.tree.map(lambda *each: np.stack(each), *(states[i] for i in held)),
             jax.tree.map(stacked, ready.shardings),
         )
         self.numbers = self._put([hyper(self.live[i].spec) for i in held], self.whole)
-        self.batches: list[Arrays] = [{}] * width
+        self.batches: list[Arrays] = [{}] * places
 
     def train(self) -> None:
         with interrupts() as interrupted:
@@ -197,8 +197,8 @@ class _Stack:
             for k in range(max(len(measure.batches) for measure in mine.values())):
                 here = {i: x.batches[k] for i, x in mine.items() if k < len(x.batches)}
                 some = next(iter(here.values()))
-                places = range(len(self.batches))
-                batch = self._put([here.get(i, some) for i in places], self.rows)
+                everywhere = [here.get(i, some) for i in range(len(self.batches))]
+                batch = self._put(everywhere, self.rows)
                 if carry is None:
                     told = self.ready.evaluate(self.state["params"], batch)
                 else:

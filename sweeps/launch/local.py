@@ -2,7 +2,8 @@
 
 A cell is claimed by its run's lock, so several sweeps can share a root: a cell that another one
 holds is waited for and then skipped. A worker that dies is replaced and its cell retried from the
-last checkpoint; a cell that dies every time becomes a failed result and the sweep goes on.
+last checkpoint, in no stack; a cell that dies every time becomes a failed result and the sweep goes
+on.
 """
 
 import os
@@ -18,7 +19,7 @@ from typing import Any
 from parallelism.errors import InputError
 from sweeps.launch import machine
 from sweeps.launch.pool import ENDED, Pool, Worker
-from sweeps.launch.schedule import Cell, cell, choose
+from sweeps.launch.schedule import Cell, cell, choose, together
 from sweeps.launch.show import Display, display
 from sweeps.plan import Plan
 from sweeps.summary import Session, Summary
@@ -82,6 +83,7 @@ class _Launch:
         self.held: dict[str, Cell] = {}  # another process trains them
         self.looked = 0.0
         self.deaths: dict[str, int] = {}
+        self.places: dict[str, int] = {}  # of stacks, by shape
         self.mistakes: list[str] = []  # of the user, by which a cell failed
         self.stops = 0  # Ctrl-C and SIGTERM so far
         platform = machine.platform()
@@ -128,10 +130,10 @@ class _Launch:
         if self.stops:
             self.session.interrupted = True
             for worker in self.pool.workers.values():
-                if worker.cell is None and not worker.leaving:
+                if not worker.cells and not worker.leaving:
                     worker.close()
-            return any(w.process.poll() is None or w.cell for w in self.pool.workers.values())
-        busy = any(w.cell for w in self.pool.workers.values())
+            return any(w.process.poll() is None or w.cells for w in self.pool.workers.values())
+        busy = any(w.cells for w in self.pool.workers.values())
         if self.pending or self.held or busy:
             return True
         for worker in self.pool.workers.values():
@@ -143,25 +145,44 @@ class _Launch:
     def _feed(self) -> None:
         for worker in self.pool.workers.values():
             while worker.free and self.pending:
-                busy = {w.cell.shape for w in self.pool.workers.values() if w.cell}
+                busy = {c.shape for w in self.pool.workers.values() for c in w.cells.values()}
                 chosen = choose(
                     self.pending.values(),
                     compiled=worker.compiled,
                     elsewhere=busy - worker.compiled,
                 )
                 assert chosen is not None
-                del self.pending[chosen.run_id]
-                if (status := _ended(self.root, chosen)) is not None:
-                    self.session.skip(chosen, status)  # another sweep on this root finished it
-                    self.shown.end(chosen, status, None)
-                elif RunDir(self.root / chosen.run_id).owner() is not None:
-                    self._hold(chosen)
-                else:
-                    worker.give(chosen)
-                    self.shown.begin(chosen, worker.index)
+                cells, places = self._together(chosen)
+                if cells := [one for one in cells if self._take(one)]:
+                    worker.give(cells, places=places)
+                    for one in cells:
+                        self.shown.begin(one, worker.index)
+
+    def _together(self, chosen: Cell) -> tuple[list[Cell], int]:
+        """With which cells, and in how many places; one that died is tried by itself."""
+        like = [one for one in self.pending.values() if one.run_id not in self.deaths]
+        if chosen.run_id in self.deaths:
+            return [chosen], chosen.spec.execution.mesh.run
+        known = self.places.get(chosen.shape)
+        cells, places = together(chosen, like, workers=self.n, places=known)
+        self.places[chosen.shape] = places
+        return cells, places
+
+    def _take(self, one: Cell) -> bool:
+        """Out of what is pending; whether it is there to be trained."""
+        del self.pending[one.run_id]
+        if (status := _ended(self.root, one)) is not None:
+            self.session.skip(one, status)  # another sweep on this root finished it
+            self.shown.end(one, status, None)
+        elif RunDir(self.root / one.run_id).owner() is not None:
+            self._hold(one)
+        else:
+            return True
+        return False
 
     def _hold(self, one: Cell) -> None:
         self.held[one.run_id] = one
+        self.shown.leave(one)
         self.shown.say(f"{one.run_id} is held by another process; it is waited for")
 
     def _look_at_held(self) -> None:
@@ -180,29 +201,30 @@ class _Launch:
             worker, message = self.pool.events.get(timeout=0.2)
         except queue.Empty:
             return
-        one, event = worker.cell, message.pop("event")
+        event = message.pop("event")
+        one = worker.cells.get(message.get("run_id", ""))
         if event == "ready":
             worker.ready = True
         elif event == ENDED:
             self._ended_worker(worker)
+        elif event == "crash":
+            worker.leaving = True
+            self._died(worker, message["reason"])
         elif one is None:
             return
         elif event == "progress":
             self.shown.progress(one, worker.index, message)
         elif event == "outcome":
-            worker.cell = None
+            del worker.cells[one.run_id]
             self._outcome(worker, one, message)
         elif event == "input_error":
-            worker.cell = None
+            del worker.cells[one.run_id]
             # the user can mend it: no result is written, so the same command tries again
             reason = message["reason"]
             self.mistakes.append(reason)
             run = RunDir(self.root / one.run_id)
             run.record_attempt(reason=reason, worker_pid=worker.process.pid)
             self._end(one, FAILED, reason)
-        elif event == "crash":
-            worker.cell, worker.leaving = None, True
-            self._died(one, message["reason"], worker)
 
     def _outcome(self, worker: Worker, one: Cell, message: dict[str, Any]) -> None:
         worker.compiled.add(one.shape)
@@ -211,7 +233,7 @@ class _Launch:
         if status == "held":
             self._hold(one)
         elif status == "interrupted" and not self.stops:
-            self._died(one, "interrupted by a signal to its worker", worker)
+            self._attempted(one, "interrupted by a signal to its worker", worker)
         elif status == "interrupted":
             self.shown.end(one, status, reason)
         elif message["skipped"]:
@@ -225,26 +247,33 @@ class _Launch:
         self.shown.end(one, status, reason)
 
     def _ended_worker(self, worker: Worker) -> None:
-        one, worker.cell = worker.cell, None
         if self.stops:
+            worker.cells.clear()
             return
-        if one is not None:
-            self._died(one, worker.death(), worker)
+        if worker.cells:
+            self._died(worker, worker.death())
         elif not worker.ready:
             raise InputError(
                 "workers",
                 worker.death(),
                 f"see {worker.log}; a worker that cannot start trains nothing",
             )
-        if self.pending or self.held or any(w.cell for w in self.pool.workers.values()):
+        if self.pending or self.held or any(w.cells for w in self.pool.workers.values()):
             self.pool.start(worker.index)
 
-    def _died(self, one: Cell, reason: str, worker: Worker) -> None:
+    def _died(self, worker: Worker, reason: str) -> None:
+        """Nobody knows which of the cells in its hands did it."""
+        cells, worker.cells = list(worker.cells.values()), {}
+        for one in cells:
+            self._attempted(one, reason, worker)
+
+    def _attempted(self, one: Cell, reason: str, worker: Worker) -> None:
         """An attempt ended in a crash: record why, try again, or give the cell up."""
         deaths = self.deaths[one.run_id] = self.deaths.get(one.run_id, 0) + 1
         run = RunDir(self.root / one.run_id)
         run.record_attempt(reason=reason, attempt=deaths, worker_pid=worker.process.pid)
         self.session.retried(one, reason)
+        self.shown.leave(one)
         if deaths <= self.retries:
             self.shown.say(f"{one.run_id}: {reason}; retry {deaths} of {self.retries}")
             self.pending[one.run_id] = one

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,24 +29,25 @@ class Worker:
     index: int
     process: subprocess.Popen[str]
     log: Path
-    cell: Cell | None = None
+    cells: dict[str, Cell] = dataclasses.field(default_factory=dict)  # by run id
     compiled: set[str] = dataclasses.field(default_factory=set)
     ready: bool = False  # it has started
     leaving: bool = False  # it ends by itself: give it nothing more
 
-    def give(self, cell: Cell) -> None:
-        self.cell = cell
-        command = {"run_id": cell.run_id, "spec": to_dict(cell.spec)}
+    def give(self, cells: Sequence[Cell], *, places: int) -> None:
+        """Cells to train, in a stack of so many places where there are more than one."""
+        self.cells = {one.run_id: one for one in cells}
+        command = {"specs": [to_dict(one.spec) for one in cells], "places": places}
         assert self.process.stdin is not None
         try:
             self.process.stdin.write(json.dumps(command) + "\n")
             self.process.stdin.flush()
         except BrokenPipeError:
-            pass  # it died: its `ended` event follows and takes the cell back
+            pass  # it died: its `ended` event follows and takes the cells back
 
     @property
     def free(self) -> bool:
-        return self.ready and not self.leaving and self.cell is None
+        return self.ready and not self.leaving and not self.cells
 
     def close(self) -> None:
         """No more cells; an idle worker ends, one in training checkpoints and ends."""

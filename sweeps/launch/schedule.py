@@ -39,6 +39,28 @@ def cell(spec: RunSpec) -> Cell:
     )
 
 
+def together(
+    first: Cell, pending: Collection[Cell], *, workers: int, places: int | None
+) -> tuple[list[Cell], int]:
+    """The cells that are trained in one stack with `first`, and in how many places.
+
+    As many as its `execution.stack` allows of those that run the same program, the longest first;
+    in equal parts, and a part for each worker where there is no other shape to work on. `places` is
+    what was chosen for the shape before, if it was: a stack of other places is another program.
+    """
+    run = first.spec.execution
+    if run.stack == 1:
+        return [first], 1
+    like = [c for c in pending if c.shape == first.shape and c.spec.execution.stack == run.stack]
+    if places is None:
+        alone = all(c.shape == first.shape for c in pending)
+        parts = max(-(-len(like) // run.stack), min(workers, len(like)) if alone else 1)
+        places = -(-len(like) // parts)
+        places = -(-places // run.mesh.run) * run.mesh.run
+    others = sorted((c for c in like if c is not first), key=lambda c: (-c.flops, c.run_id))
+    return [first, *others[: places - 1]], places
+
+
 def choose(pending: Collection[Cell], *, compiled: set[str], elsewhere: set[str]) -> Cell | None:
     """The next cell of a worker; `compiled` are its shapes, `elsewhere` others' current ones."""
     if not pending:

@@ -32,7 +32,7 @@ class Display:
         self.first: dict[str, float] = {}  # share of a cell that this session found done
         self.share: dict[str, float] = {}
         self.flops = {one.run_id: one.flops for one in cells}
-        self.rows: dict[int, dict[str, Any]] = {}
+        self.rows: dict[str, dict[str, Any]] = {}  # by run id
 
     @property
     def done(self) -> float:
@@ -53,10 +53,11 @@ class Display:
         )
 
     def begin(self, one: Cell, worker: int) -> None:
-        self.rows[worker] = {"cell": one, "phase": "start", "step": 0, "steps": one.spec.steps}
+        row = {"phase": "start", "step": 0, "steps": one.spec.steps}
+        self.rows[one.run_id] = {"cell": one, "worker": worker, **row}
 
     def progress(self, one: Cell, worker: int, message: dict[str, Any]) -> None:
-        self.rows[worker] = {"cell": one, **message}
+        self.rows[one.run_id] = {"cell": one, "worker": worker, **message}
         if message["phase"] != "compile":
             share = message["step"] / message["steps"]
             # the first report comes one log interval after the start
@@ -65,8 +66,7 @@ class Display:
             self.share[one.run_id] = share
 
     def end(self, one: Cell, status: str, reason: str | None) -> None:
-        for worker in [w for w, row in self.rows.items() if row["cell"].run_id == one.run_id]:
-            del self.rows[worker]
+        self.leave(one)
         if status == "interrupted":
             return
         self.ended += 1
@@ -74,6 +74,10 @@ class Display:
         self.share[one.run_id] = 1.0
         if status != "done":
             self.say(f"{one.run_id} {status}: {reason}")
+
+    def leave(self, one: Cell) -> None:
+        """No worker has it in hand any more."""
+        self.rows.pop(one.run_id, None)
 
     def say(self, text: str) -> None:
         pass
@@ -103,7 +107,7 @@ class Lines(Display):
 
 
 class Screen(Display):
-    """For terminals: one row a worker under one bar."""
+    """For terminals: one row a run in hand under one bar."""
 
     live: Live | None = None
 
@@ -115,10 +119,10 @@ class Screen(Display):
         table = Table(box=None, pad_edge=False, header_style="dim")
         for name in ("worker", "run", "size", "phase", "step", "loss", "tokens/s"):
             table.add_column(name, justify="right")
-        for worker, row in sorted(self.rows.items()):
+        for row in sorted(self.rows.values(), key=lambda row: row["worker"]):
             spec, loss, rate = row["cell"].spec, row.get("loss"), row.get("tokens_per_second")
             table.add_row(
-                str(worker),
+                str(row["worker"]),
                 row["cell"].run_id,
                 f"{spec.model.d_model}x{spec.model.n_layers}",
                 row["phase"],

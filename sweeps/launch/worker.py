@@ -1,4 +1,5 @@
-"""What does a worker process do? It trains one cell after another, so programs stay compiled.
+"""What does a worker process do? It trains one cell after another, or one stack of them after
+another, so programs stay compiled.
 
 Commands come as JSON lines on stdin, events go as JSON lines to what was stdout; anything else that
 prints goes to stderr. The end of stdin means that the parent is gone: the run in hand is
@@ -41,12 +42,12 @@ def main() -> int:
     try:
         import jax
 
-        from train.loop import train
+        import train.stack  # noqa: F401  with all that it imports, before this one is ready
 
         jax.devices()  # a machine without its accelerator is told before any cell is taken
         tell("ready", pid=os.getpid())
         while (command := commands.get()) is not None:
-            status = _cell(command, train, root=args.root, tell=tell)
+            status = _cells(command, root=args.root, tell=tell)
             if status is not None:
                 return status
         return 0
@@ -54,29 +55,40 @@ def main() -> int:
         return 128 + signal.SIGINT
 
 
-def _cell(command: dict[str, Any], train: Any, *, root: Path, tell: Any) -> int | None:
-    """Train one cell; gives the exit status where the worker must end."""
+def _cells(command: dict[str, Any], *, root: Path, tell: Any) -> int | None:
+    """Train the cells of a command; gives the exit status where the worker must end."""
     from parallelism.errors import InputError
+    from train.loop import train
     from train.spec import from_dict
+    from train.stack import train_stack
 
-    started = time.monotonic()
-    run_id = command["run_id"]
+    specs, places = [from_dict(tree) for tree in command["specs"]], command["places"]
+    left, clock = {spec.run_id for spec in specs}, [time.monotonic()]
 
     def progress(p: Any) -> None:
         tell("progress", **dataclasses.asdict(p))
 
+    def ended(run_id: str, how: Any) -> None:
+        left.remove(run_id)
+        if isinstance(how, InputError):
+            return tell("input_error", run_id=run_id, reason=str(how))
+        clock.append(time.monotonic())  # the worker's time since it told of another
+        tell("outcome", seconds=clock[-1] - clock[-2], **dataclasses.asdict(how))
+
     try:
-        outcome = train(from_dict(command["spec"]), root=root, progress=progress)
+        if places == 1:
+            ended(specs[0].run_id, train(specs[0], root=root, progress=progress))
+        else:
+            train_stack(specs, root=root, places=places, progress=progress, ended=ended)
     except InputError as error:
-        tell("input_error", run_id=run_id, reason=str(error))
-        return None
+        for run_id in list(left):
+            ended(run_id, error)
     except Exception as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(last.filename).name}:{last.lineno}"
         traceback.print_exc()
-        tell("crash", run_id=run_id, reason=f"{type(error).__name__} at {where}: {error}")
+        tell("crash", reason=f"{type(error).__name__} at {where}: {error}")
         return GONE
-    tell("outcome", seconds=time.monotonic() - started, **dataclasses.asdict(outcome))
     return None
 
 
