@@ -37,6 +37,16 @@ def pytest_configure(config: pytest.Config) -> None:
         properties.USERS += [(room, module) for module in given]  # pyright: ignore[reportOptionalIterable]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is allowed the most time comes first: at the end, one core would wait for it."""
+
+    def allowed(item: pytest.Item) -> float:
+        mark = item.get_closest_marker("timeout")
+        return float(mark.args[0]) if mark else 0.0
+
+    items.sort(key=allowed, reverse=True)
+
+
 @pytest.fixture(scope="session")
 def suite_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One folder for all workers of a session."""
