@@ -165,6 +165,17 @@ def along(walk: Partitioner, op: Op, ins: list[Spread]) -> list[Spread]:
     return walk.new(op, same, [layout] * len(op.outs), partial=partial)
 
 
+def roll(walk: Partitioner, op: Op, ins: list[Spread]) -> list[Spread]:
+    """A rotation (parallelism/rolls.py): along a sharded dim neighbours hand on what they hold."""
+    s, dim = walk.finish(ins[0]), op.params["dimension"]
+    if not s.layout[dim]:
+        return walk.new(replace(op, name=op.params["by"]), [s], [s.layout])
+    out = walk.new(replace(op, name="ppermute"), [s], [s.layout])
+    for _ in range(op.params["sends"]):
+        walk.send("collective-permute", s.layout[dim], s.local(walk.mesh))
+    return out
+
+
 def gather(walk: Partitioner, op: Op, ins: list[Spread]) -> list[Spread]:
     """Rows looked up by index. A table cut along its rows answers with what it holds: a sum. One
     cut along its columns answers with columns of everybody's rows, which then change places."""
@@ -261,6 +272,7 @@ RULES: dict[str, Rule] = {
     "dynamic_update_slice": updated,
     **{k: along for k in ("sort", "cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp",
                           "concatenate", "stack", "top_k", "fft", "rev")},  # fmt: skip
+    "roll": roll,
     "gather": gather,
     **{k: scatter for k in ("scatter", "scatter-add", "scatter_add", "scatter_mul")},
     "sharding_constraint": constraint,

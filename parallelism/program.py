@@ -14,6 +14,8 @@ import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
+from parallelism.rolls import turned
+
 # calls that a compiler sees through, with the name of the parameter that holds their body
 CALLS = {
     "jit": "jaxpr",
@@ -90,7 +92,7 @@ class _Reader:
             zip(jaxpr.invars, ins, strict=True)
         )
         outs = self.read(jaxpr, env)
-        return Program([*consts, *ins], outs, _alive(self.ops, outs))
+        return Program([*consts, *ins], outs, _alive(turned(self.ops), outs))
 
     def read(self, jaxpr: Jaxpr, env: dict[Any, Val]) -> list[Val]:
         def value(atom: Any) -> Val:
