@@ -6,6 +6,9 @@ here is what a partitioner does without sending anything; the rest is for the ca
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jax.sharding import PartitionSpec
 
 from parallelism.rules import ACTIVATIONS
 
@@ -43,6 +46,20 @@ def fitting(layout: Layout, shape: Sequence[int], mesh: Mesh) -> Layout:
 
 def without(layout: Layout, axes: set[str]) -> Layout:
     return tuple(tuple(a for a in dim if a not in axes) for dim in layout)
+
+
+def constrained(spec: Any, layout: Layout, mesh: Mesh) -> Layout:
+    """Of a PartitionSpec, on the axes that this mesh has several devices along; dims that it leaves
+    open stay as they are in `layout`."""
+    parts = [*spec, *[None] * (len(layout) - len(spec))]
+    return tuple(
+        mine
+        if part is PartitionSpec.UNCONSTRAINED
+        else tuple(
+            a for a in ((part,) if isinstance(part, str) else part or ()) if mesh.get(a, 1) > 1
+        )
+        for part, mine in zip(parts, layout, strict=True)
+    )
 
 
 def merged(layouts: Sequence[Layout]) -> Layout:

@@ -5,28 +5,11 @@ sent once a turn.
 """
 
 from dataclasses import replace
-from typing import Any
 
-from jax.sharding import PartitionSpec
-
-from parallelism.layouts import Layout, used, without
+from parallelism.layouts import constrained, used, without
 from parallelism.partitioned import Partitioner
 from parallelism.placed import Buffer, Spread
 from parallelism.program import Op
-
-
-def layout_of(spec: Any, s: Spread, walk: Partitioner) -> Layout:
-    """Of a PartitionSpec, on the axes that this mesh has several devices along; dims that it leaves
-    open stay as they are in `s`."""
-    parts = [*spec, *[None] * (len(s.shape) - len(spec))]
-    return tuple(
-        mine
-        if part is PartitionSpec.UNCONSTRAINED
-        else tuple(
-            a for a in ((part,) if isinstance(part, str) else part or ()) if walk.mesh.get(a, 1) > 1
-        )
-        for part, mine in zip(parts, s.layout, strict=True)
-    )
 
 
 def scan(walk: Partitioner, op: Op, ins: list[Spread]) -> list[Spread]:
@@ -113,7 +96,7 @@ def manual(walk: Partitioner, op: Op, ins: list[Spread]) -> list[Spread]:
     mine = set(op.params["newly_manual_axes"])
     lent = []
     for s, spec, v in zip(ins, op.params["in_specs"], op.bodies[0].ins[-len(ins) :], strict=True):
-        wanted = layout_of(spec, s, walk)
+        wanted = constrained(spec, s.layout, walk.mesh)
         rest = without(s.layout, mine | used(wanted))
         s = walk.laid(s, tuple((*w, *r) for w, r in zip(wanted, rest, strict=True)))
         lent.append(replace(s, shape=v.shape, layout=without(s.layout, mine), weight=False))
@@ -121,7 +104,7 @@ def manual(walk: Partitioner, op: Op, ins: list[Spread]) -> list[Spread]:
     results = []
     for s, spec, v in zip(outs, op.params["out_specs"], op.outs, strict=True):
         s = walk.finish(s)
-        wanted = layout_of(spec, s, walk)
+        wanted = constrained(spec, s.layout, walk.mesh)
         layout = tuple((*w, *r) for w, r in zip(wanted, s.layout, strict=True))
         results.append(
             replace(s, shape=v.shape, layout=layout, weight=False, buffer=Buffer(s.buffer.bytes))

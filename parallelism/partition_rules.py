@@ -7,8 +7,8 @@ named here act on each element by itself.
 import math
 from dataclasses import replace
 
-from parallelism.layouts import Layout, fitting, reshaped, unsharded, used, without
-from parallelism.partition_loops import cond, layout_of, manual, scan, while_loop
+from parallelism.layouts import Layout, constrained, fitting, reshaped, unsharded, used, without
+from parallelism.partition_loops import cond, manual, scan, while_loop
 from parallelism.partitioned import Partitioner, Rule
 from parallelism.placed import Spread
 from parallelism.program import Op
@@ -226,6 +226,9 @@ def scatter(walk: Partitioner, op: Op, ins: list[Spread]) -> list[Spread]:
         layout[d] = layout[d] or updates.layout[rows[e]]
         kept |= set(layout[d])
     target = walk.beside(op.outs[0]) or into.layout
+    for d in numbers.inserted_window_dims:  # of rows that it keeps a device adds up its own
+        own = tuple(a for a in target[d] if a not in used(updates.layout) | used(tuple(layout)))
+        layout[d] = layout[d] or own
     for d, e in zip(windows, numbers.update_window_dims, strict=True):
         if layout[d] or updates.shape[e] != into.shape[d]:
             continue
@@ -246,7 +249,7 @@ def scatter(walk: Partitioner, op: Op, ins: list[Spread]) -> list[Spread]:
 
 def constraint(walk: Partitioner, op: Op, ins: list[Spread]) -> list[Spread]:
     spec = op.params["sharding"].spec
-    target = layout_of(spec, ins[0], walk)
+    target = constrained(spec, ins[0].layout, walk.mesh)
     return [walk.laid(ins[0], target)]
 
 

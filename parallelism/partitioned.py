@@ -12,6 +12,7 @@ from typing import Any
 
 from parallelism.layouts import (
     Layout,
+    constrained,
     fitting,
     merged,
     share,
@@ -62,7 +63,7 @@ class Partitioner:
         for op in program.ops:
             for v in op.ins:
                 readers.setdefault(id(v), []).append(op)
-        self.beside = lambda v: _beside(v, readers, makers, env)
+        self.beside = lambda v: _beside(v, readers, makers, env, self.mesh)
         for op in program.ops:
             made = self.op(op, [read(v) for v in op.ins])
             for v, s in zip(op.outs, made, strict=True):
@@ -282,10 +283,12 @@ def _beside(
     readers: Mapping[int, list[Op]],
     makers: Mapping[int, Op],
     env: Mapping[int, Spread],
+    mesh: Mapping[str, int],
     *,
     depth: int = 8,
 ) -> Layout | None:
-    """The layout of the first array that `v`, or what is made of it element by element, meets."""
+    """The layout of the first array that `v`, or what is made of it element by element, meets, or
+    that it is to have."""
 
     def known(one: Val, deep: int) -> Layout | None:
         if one is v or one.shape != v.shape:
@@ -303,6 +306,8 @@ def _beside(
         for op in (op for one in level for op in readers.get(id(one), ())):
             if any(out.shape != v.shape for out in op.outs):
                 continue
+            if op.name == "sharding_constraint":
+                return constrained(op.params["sharding"].spec, unsharded(len(v.shape)), mesh)
             for other in op.ins:
                 met = None if id(other) in seen else known(other, 3)
                 if met is not None:
