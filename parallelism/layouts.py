@@ -18,6 +18,8 @@ Mesh = Mapping[str, int]
 # axes of positions, which follow the rows of a flattened (B*T, ...) array
 LATER = frozenset(ACTIVATIONS["time"]) - frozenset(ACTIVATIONS["heads"])
 
+STAGES = "pipeline"  # whose devices hold units that follow one another
+
 
 def unsharded(rank: int) -> Layout:
     return ((),) * rank
@@ -86,15 +88,32 @@ def reshaped(layout: Layout, old: Sequence[int], new: Sequence[int], mesh: Mesh)
             for d, e in zip([d for d in before if old[d] > 1], targets, strict=True):
                 out[e] = layout[d]
             continue
+        leading = next((layout[d] for d in before if old[d] > 1), ())
         for axis in axes:
             places = targets
             if axis in LATER and len(targets) > 1 and len(before) == 1:
                 places = [*targets[1:], targets[0]]
+            elif axis == STAGES:  # its part of a dim is contiguous: of the first factor
+                places = targets[:1] if axis in leading else []
             for d in places:
                 if new[d] % ways((*out[d], axis), mesh) == 0:
                     out[d] = (*out[d], axis)
                     break
     return tuple(out)
+
+
+def exchanged(layout: Layout, old: Sequence[int], new: Sequence[int], to: Layout, mesh: Mesh):
+    """Where a reshape to layout `to` deals a dim's parts out anew, as units to stages that are not
+    next to one another: by axis, how many of its devices exchange."""
+    out: dict[str, int] = {}
+    for before, after in _groups(old, new):
+        for axis in (a for d in before for a in layout[d]):
+            there = [e for e in after if axis in to[e]]
+            ahead = math.prod(old[d] for d in before if not used(layout[: d + 1]) & {axis})
+            for e in there:
+                ahead = max(ahead, math.prod(new[a] for a in after if a < e))
+                out[axis] = math.gcd(ahead, mesh[axis])
+    return out
 
 
 def _groups(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:

@@ -7,7 +7,7 @@ sent once a turn.
 from dataclasses import replace
 
 from parallelism.layouts import constrained, used, without
-from parallelism.partitioned import Partitioner
+from parallelism.partitioned import Ahead, Partitioner
 from parallelism.placed import Buffer, Spread
 from parallelism.program import Op
 
@@ -30,19 +30,21 @@ def scan(walk: Partitioner, op: Op, ins: list[Spread]) -> list[Spread]:
     ]
 
     def inside(carry: list[Spread], times: float, into: Partitioner):
+        ahead = Ahead({id(s.buffer) for s in consts}, into.steps, into.times)
         into.times = times
         lent = [replace(s, buffer=Buffer(s.buffer.bytes), weight=False) for s in carry]
-        return into.scope(body, [*consts, *lent, *rows])
+        scope, outs = into.scope(body, [*consts, *lent, *rows], ahead=ahead)
+        return scope, outs, ahead.made
 
     for _ in range(3):  # until what the body gives back lies as what it is given
         trial = Partitioner(walk.mesh, rules=walk.rules, scatters=walk.scatters)
-        _, outs = inside(carry, 1.0, trial)
+        _, outs, _ = inside(carry, 1.0, trial)
         after = [s.layout for s in outs[:m]]
         if all(a == s.layout for a, s in zip(after, carry, strict=True)):
             break
         carry = [walk.laid(s, layout) for s, layout in zip(carry, after, strict=True)]
     before = walk.times
-    scope, outs = inside(carry, before * length, walk)
+    scope, outs, made = inside(carry, before * length, walk)
     walk.times = before
     back = []
     for s, given in zip(outs[:m], carry, strict=True):
@@ -60,7 +62,8 @@ def scan(walk: Partitioner, op: Op, ins: list[Spread]) -> list[Spread]:
         whole = replace(whole, chain=(whole.buffer,) if whole.partial else ())
         seen[id(v)] = whole
         results.append(whole)
-    walk.step(op.name, [*consts, *carry, *stacked], results, bodies=[scope], params=op.params)
+    ins = [*consts, *carry, *stacked, *made]
+    walk.step(op.name, ins, results, bodies=[scope], params=op.params)
     return results
 
 

@@ -7,7 +7,17 @@ named here act on each element by itself.
 import math
 from dataclasses import replace
 
-from parallelism.layouts import Layout, constrained, fitting, reshaped, unsharded, used, without
+from parallelism.layouts import (
+    STAGES,
+    Layout,
+    constrained,
+    exchanged,
+    fitting,
+    reshaped,
+    unsharded,
+    used,
+    without,
+)
 from parallelism.partition_loops import cond, manual, scan, while_loop
 from parallelism.partitioned import Partitioner, Rule
 from parallelism.placed import Spread
@@ -72,8 +82,23 @@ def linear_shape(walk: Partitioner, op: Op, s: Spread, layout: Layout) -> list[S
 
 
 def reshape(walk: Partitioner, op: Op, ins: list[Spread]) -> list[Spread]:
-    s = ins[0]
-    return linear_shape(walk, op, s, reshaped(s.layout, s.shape, op.outs[0].shape, walk.mesh))
+    s, shape = ins[0], op.outs[0].shape
+    layout = reshaped(s.layout, s.shape, shape, walk.mesh)
+    if STAGES in used(s.layout) - used(layout):
+        to = walk.beside(op.outs[0])
+        among = exchanged(s.layout, s.shape, shape, to, walk.mesh) if to else {}
+        if to and set(among) == used(s.layout) - used(layout):
+            s = walk.finish(s)
+            for axis, n in among.items():
+                walk.send("all-to-all", {axis}, s.local(walk.mesh), among=n)
+                if n < walk.mesh[axis]:
+                    walk.send("collective-permute", {axis}, s.local(walk.mesh))
+            layout = tuple(
+                (*mine, *(a for a in there if a in among))
+                for mine, there in zip(layout, to, strict=True)
+            )
+            return walk.new(op, [s], [layout])
+    return linear_shape(walk, op, s, layout)
 
 
 def transpose(walk: Partitioner, op: Op, ins: list[Spread]) -> list[Spread]:

@@ -7,7 +7,7 @@ of this project, which tests compare; it is no general partitioner.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from parallelism.layouts import (
@@ -30,6 +30,17 @@ COLLECTIVES = {"psum", "psum_invariant", "pmax", "pmin", "ppermute", "all_gather
                "all_to_all", "all_gather_invariant", "psum_scatter"}  # fmt: skip
 
 
+@dataclass
+class Ahead:
+    """Of a loop: buffers that are the same in every turn, the steps ahead of it, how often those
+    run, and what is made there for the loop."""
+
+    fixed: set[int]
+    steps: list[Step]
+    times: float
+    made: list[Spread] = field(default_factory=list)
+
+
 class Partitioner:
     """Final. Walks one program by `rules` of operations (parallelism/partition_rules.py).
     `scatters`: the compiler turns a sum that is then cut up into a reduce-scatter, and adds up sums
@@ -43,12 +54,15 @@ class Partitioner:
         self.finished: dict[int, Spread] = {}
         self.beside: Callable[[Val], Layout | None] = lambda v: None
         self.times = 1.0
+        self.ahead: Ahead | None = None
 
     # -- scopes --------------------------------------------------------------------------------
 
-    def scope(self, program: Program, ins: Sequence[Spread]) -> tuple[Scope, list[Spread]]:
-        outer = self.steps, self.gathered, self.finished, self.beside
-        self.steps, self.gathered, self.finished = [], {}, {}
+    def scope(
+        self, program: Program, ins: Sequence[Spread], *, ahead: "Ahead | None" = None
+    ) -> tuple[Scope, list[Spread]]:
+        outer = self.steps, self.gathered, self.finished, self.beside, self.ahead
+        self.steps, self.gathered, self.finished, self.ahead = [], {}, {}, ahead
         own = program.ins[: len(program.ins) - len(ins)]  # constants of the body, ahead of the rest
         given = [*(Spread.constant(v) for v in own), *ins]
         env = {id(v): s for v, s in zip(program.ins, given, strict=True)}
@@ -72,7 +86,7 @@ class Partitioner:
                 env[id(v)] = s
         outs = [read(v) for v in program.outs]
         scope = Scope([s.buffer for s in ins], [s.buffer for s in outs], self.steps)
-        self.steps, self.gathered, self.finished, self.beside = outer
+        self.steps, self.gathered, self.finished, self.beside, self.ahead = outer
         return scope, outs
 
     def op(self, op: Op, ins: list[Spread]) -> list[Spread]:
@@ -107,6 +121,8 @@ class Partitioner:
             kept = (*chain, made) if chain else ()
             outs.append(Spread(v.shape, v.itemsize, layout, made, partial, weight, kept))
         self.step(op.name, ins, outs, reads=reads, bodies=bodies, params=op.params)
+        if self.ahead and ins and all(id(s.buffer) in self.ahead.fixed for s in ins):
+            self.ahead.fixed |= {id(s.buffer) for s in outs}
         return outs
 
     def step(
@@ -126,11 +142,16 @@ class Partitioner:
         self.steps.append(Step(name, *buffers, cuts, list(bodies), params or {}))
 
     def send(
-        self, kind: str, axes: Sequence[str] | set[str] | frozenset[str], result: float
+        self,
+        kind: str,
+        axes: Sequence[str] | set[str] | frozenset[str],
+        result: float,
+        *,
+        among: int | None = None,
     ) -> None:
-        """Count a collective with `result` bytes on each device."""
+        """Count a collective with `result` bytes on each device; `among`: of groups of so many."""
         names = tuple(a for a in self.mesh if a in axes and self.mesh[a] > 1)
-        w = ways(names, self.mesh)
+        w = among or ways(names, self.mesh)
         if w == 1:
             return
         part = {"all-gather": (w - 1) / w, "all-reduce": 2 * (w - 1) / w, "reduce-scatter": w - 1,
@@ -153,13 +174,22 @@ class Partitioner:
         layout = without(s.layout, axes)
         if layout == s.layout:
             return s
-        if (id(s.buffer), layout) not in self.gathered:
-            self.send(
-                "all-gather",
-                used(s.layout) - used(layout),
-                replace(s, layout=layout).local(self.mesh),
-            )
-        return self.moved(s, "all-gather", layout)
+        if (id(s.buffer), layout) in self.gathered:
+            return self.gathered[id(s.buffer), layout]
+        axes, whole = used(s.layout) - used(layout), replace(s, layout=layout).local(self.mesh)
+        ahead = self.ahead
+        if ahead is None or id(s.buffer) not in ahead.fixed:
+            self.send("all-gather", axes, whole)
+            return self.moved(s, "all-gather", layout)
+        # the same in every turn: compilers move it ahead of the loop
+        here = self.steps, self.times
+        self.steps, self.times = ahead.steps, ahead.times
+        self.send("all-gather", axes, whole)
+        out = self.moved(s, "all-gather", layout)
+        self.steps, self.times = here
+        ahead.made.append(out)
+        ahead.fixed.add(id(out.buffer))
+        return out
 
     def finish(self, s: Spread, target: Layout | None = None) -> Spread:
         """The sum taken; towards `target`, which may cut the result up."""

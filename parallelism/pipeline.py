@@ -59,8 +59,7 @@ class Pipeline:
         def stage(params_v: Any, turn: jax.Array, moving: Any) -> tuple[Any, Any]:
             # before its first part and after its last a stage repeats one: real numbers, unread
             turn = jnp.clip(turn, 0, v * M - 1)
-            own = _at(params_v, turn // M)
-            return run(own, moving, _at(held_M, turn % M))
+            return run(_own(params_v, turn // M), moving, _at(held_M, turn % M))
 
         every = jax.vmap(stage, in_axes=(1, 0, 0), spmd_axis_name=AXIS)
         first_S = jnp.arange(S) == 0
@@ -138,6 +137,14 @@ def pipeline(mesh: Mesh, *, microbatches: int, rounds: int) -> Pipeline | None:
 
 def _at(tree: Any, index: jax.Array) -> Any:
     return jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, index, keepdims=False), tree)
+
+
+def _own(params_v: Any, round: jax.Array) -> Any:
+    """Of a stage's rounds, the parameters of one. The only one is no choice: what is the same in
+    every turn is kept for the backward pass once, what is chosen once a turn."""
+    if jax.tree.leaves(params_v)[0].shape[0] == 1:
+        return jax.tree.map(lambda a: a[0], params_v)
+    return _at(params_v, round)
 
 
 def _through(next_S: Any, queue: Any, turn: jax.Array) -> tuple[Any, Any]:
