@@ -35,14 +35,15 @@ def shares(scope: Scope) -> dict[int, float]:
         passed = 1.0
         if step.name not in HEAVY and step.name not in ROOTS and step.outs:
             passed = max(out.get(id(b), 1.0) for b in step.outs)
-        inner = {}
+        inner, n, m = {}, 0, 0
         if step.name == "scan":
             inner = shares(step.bodies[0])
+            n, m = step.params["num_consts"], step.params["num_carry"]
         if step.name in IN_PLACE:
             passed = out.get(id(step.outs[0]), 1.0)
         for i, (b, cut) in enumerate(zip(step.ins, step.cuts, strict=True)):
             part = cut if step.name in IN_PLACE and i else cut * passed
-            if step.name == "scan" and i < step.params["num_consts"]:
+            if step.name == "scan" and (i < n or n + m <= i < len(step.bodies[0].ins)):
                 part = inner.get(id(step.bodies[0].ins[i]), 1.0)
             out[id(b)] = max(out.get(id(b), 0.0), part)
     return out
