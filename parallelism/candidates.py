@@ -73,7 +73,8 @@ class Ranked:
 
 
 def said(one: Cost) -> str:
-    return " ".join(f"{axis}={n}" for axis, n in one.mesh.items() if n > 1) or "one device"
+    axes = " ".join(f"{axis}={n}" for axis, n in one.mesh.items() if n > 1) or "one device"
+    return axes if one.microbatches is None else f"{axes} ({one.microbatches} microbatches)"
 
 
 def meshes(devices: int, axes: Sequence[str], *, most: dict[str, int]) -> Iterator[MeshSpec]:

@@ -4,8 +4,8 @@ device, and seconds.
 Everything is read from the traced step (parallelism/program.py, partitioned.py, live.py); no array
 is made and nothing is compiled. A step takes the longest of its matrix products, its memory
 traffic and what it sends beside them, plus what it has to wait for: sums over `data` and `fsdp`,
-parameters on their way and ring steps overlap with computation, sums over `tensor` and exchanges
-of tokens do not.
+parameters on their way and ring steps overlap with computation, sums over `tensor`, exchanges of
+tokens and what a stage hands to the next one do not.
 """
 
 import math
@@ -25,7 +25,7 @@ from parallelism.program import program
 # Share of the peak rate that large matrix products reach, and of the memory that a step may fill:
 # guesses (published kernels reach .6 to .8 of the data sheet; the runtime keeps some memory).
 PRODUCTS, FILLED = 0.7, 0.92
-WAITED = ("tensor", "expert", "all-to-all")  # axes and kinds that nothing overlaps
+WAITED = ("tensor", "expert", "pipeline", "all-to-all")  # axes and kinds that nothing overlaps
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class Cost:
     temporary: float
     sent: Mapping[tuple[str, str], float]
     unknown: Mapping[str, int]  # operations that the model has no rule for
+    microbatches: int | None = None  # parts that follow one another through a pipeline
 
     @property
     def memory(self) -> float:
@@ -143,6 +144,8 @@ def to_json(found: Cost, chip: Accelerator | None) -> dict[str, Any]:
         "sent_per_device": found.by_axis,
         "unknown": dict(found.unknown),
     }
+    if found.microbatches is not None:
+        out["microbatches"] = found.microbatches
     if chip is not None:
         out |= {"fits": found.fits(chip), "seconds": found.seconds(chip)}
     return out

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from parallelism.beside import beside
 from parallelism.layouts import (
     Layout,
-    constrained,
     fitting,
     merged,
     share,
@@ -77,7 +77,7 @@ class Partitioner:
         for op in program.ops:
             for v in op.ins:
                 readers.setdefault(id(v), []).append(op)
-        self.beside = lambda v: _beside(v, readers, makers, env, self.mesh)
+        self.beside = lambda v: beside(v, readers, makers, env, self.mesh)
         for op in program.ops:
             made = self.op(op, [read(v) for v in op.ins])
             for v, s in zip(op.outs, made, strict=True):
@@ -306,46 +306,6 @@ class Partitioner:
 
 
 Rule = Callable[[Partitioner, Op, list[Spread]], list[Spread]]
-
-
-def _beside(
-    v: Val,
-    readers: Mapping[int, list[Op]],
-    makers: Mapping[int, Op],
-    env: Mapping[int, Spread],
-    mesh: Mapping[str, int],
-    *,
-    depth: int = 8,
-) -> Layout | None:
-    """The layout of the first array that `v`, or what is made of it element by element, meets, or
-    that it is to have."""
-
-    def known(one: Val, deep: int) -> Layout | None:
-        if one is v or one.shape != v.shape:
-            return None
-        if id(one) in env:
-            return None if env[id(one)].partial else env[id(one)].layout
-        op = makers.get(id(one))
-        if op is None or deep == 0:
-            return None
-        return next(filter(None, (known(source, deep - 1) for source in op.ins)), None)
-
-    level, seen = [v], {id(v)}
-    for _ in range(depth):
-        after: list[Val] = []
-        for op in (op for one in level for op in readers.get(id(one), ())):
-            if any(out.shape != v.shape for out in op.outs):
-                continue
-            if op.name == "sharding_constraint":
-                return constrained(op.params["sharding"].spec, unsharded(len(v.shape)), mesh)
-            for other in op.ins:
-                met = None if id(other) in seen else known(other, 3)
-                if met is not None:
-                    return met
-            after += [out for out in op.outs if id(out) not in seen]
-            seen |= {id(out) for out in op.outs}
-        level = after
-    return None
 
 
 def _stretches(shape: Sequence[int], to: Sequence[int]) -> bool:

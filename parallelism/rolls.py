@@ -58,9 +58,10 @@ def _cut(v: "Val", makers: "dict[int, Op]") -> Cut | None:
 
 def _swapped(parts: list[Cut | None], dim: int) -> "tuple[Val, int] | None":
     """The array of which these are the end and the beginning."""
-    if parts[0] is None or parts[1] is None:
+    end_of, beginning_of = parts
+    if end_of is None or beginning_of is None:
         return None
-    (a, d, start, end), (b, e, first, middle) = parts
+    (a, d, start, end), (b, e, first, middle) = end_of, beginning_of
     whole = a is b and d == e == dim and (first, end) == (0, a.shape[dim])
     return (a, dim) if whole and middle == start else None
 

@@ -63,15 +63,18 @@ def estimate(spec: RunSpec, *, chip: Accelerator | None = None) -> Cost:
         for (_, leaf), sharding, label in zip(leaves, shardings, labels, strict=True)
     ]
     compiler = CPU if here else ACCELERATOR
-    return cost(closed, lying, labels=labels, mesh=sizes, compiler=compiler)
+    found = cost(closed, lying, labels=labels, mesh=sizes, compiler=compiler)
+    return replace(found, microbatches=spec.microbatches if sizes["pipeline"] > 1 else None)
 
 
 def ranked(spec: RunSpec, *, devices: int, chip: Accelerator | None = None) -> Ranked:
     """Meshes of so many devices for a run, best first. Axes are those that the model has a use
-    for: `expert` with experts, `sequence` where rows alone do not occupy the devices."""
+    for: `expert` with experts, `pipeline` where units divide into stages, `sequence` where rows
+    alone do not occupy the devices."""
     declared = build(spec.model).declarations.values()
     axes = ["data", "fsdp", "tensor"]
     axes += ["expert"] if any("E" in d.dims for d in declared) else []
+    axes += ["pipeline"] if _has_stages(spec) else []
     if spec.sequences_per_batch // spec.execution.accumulate < devices:
         axes.append("sequence")
     node = 8 if chip is None else min(chip.node, 16)
@@ -89,8 +92,22 @@ def ranked(spec: RunSpec, *, devices: int, chip: Accelerator | None = None) -> R
             raise InputError("execution.mesh", None, _reason(error)) from None
         return _estimate(one, chip)
 
+    units, rounds = spec.model.n_repeats, spec.execution.rounds
     some = meshes(devices, axes, most={"tensor": node, "sequence": node, "expert": node})
+    some = (m for m in some if m.pipeline == 1 or units % (m.pipeline * rounds) == 0)
     return rank(some, measure, chip=chip, devices=devices)
+
+
+def _has_stages(spec: RunSpec) -> bool:
+    """Whether there is a pipeline, however short, that can run it."""
+    units = spec.model.n_repeats
+    for n in (n for n in range(2, units + 1) if units % n == 0):
+        try:
+            replace(spec, execution=replace(spec.execution, mesh=MeshSpec(pipeline=n)))
+        except ValueError:
+            continue
+        return True
+    return False
 
 
 def with_mesh(spec: RunSpec) -> RunSpec:
