@@ -4,9 +4,11 @@
 
 One layer of every named architecture's mixer, one row of T tokens: forward and backward (gradients
 of parameters and input), beside its naive twin and beside attention, in float32 on CPU and bfloat16
-elsewhere. Sides take turns within a round; figures are medians over rounds, with the quartiles in
-the JSON. Memory is the compiler's own count of temporaries. What would need more than `--memory`
-GiB is not run and says so. `--compile` times the compilation of a training step at 4 and 24 layers.
+elsewhere. `--attention cudnn` (or pallas) puts the softmax attention of the fast forms to the
+device's kernel. Sides take turns within a round; figures are medians over rounds, with the
+quartiles in the JSON. Memory is the compiler's own count of temporaries. What would need more than
+`--memory` GiB is not run and says so. `--compile` times the compilation of a training step at 4 and
+24 layers.
 """
 
 import argparse
@@ -32,6 +34,8 @@ from model.context import Context
 from model.decoder import build
 from model.param import Declare, initial
 from model.spec import LayerSpec, Parametrisation, resolve
+from parallelism import kernels
+from parallelism.axes import MeshSpec
 from parallelism.mesh import make_mesh
 from train.paths import put
 from train.programs import traced
@@ -41,6 +45,7 @@ from train.step import abstract_state
 
 HERE = Path(__file__).resolve().parent
 LEAST_SECONDS = 0.05  # of one timing: shorter calls are repeated
+ATTENTION = (kernels.PLAIN, *kernels.names())
 NAIVE_SECONDS = 20.0  # a naive form that takes longer at one length is not tried at the next
 
 
@@ -71,7 +76,15 @@ def layer(spec: LayerSpec, d_model: int) -> tuple[Any, dict[str, jax.Array], Any
     return graph, {p: values[p] for p in paths}, jax.tree.structure(state)
 
 
-def program(spec: LayerSpec, *, d_model: int, length: int, naive: bool, dtype: Any):
+def program(
+    spec: LayerSpec,
+    *,
+    d_model: int,
+    length: int,
+    naive: bool,
+    dtype: Any,
+    kernel: kernels.Kernel | None = None,
+):
     """The compiled gradient of one layer at one length, and its arguments."""
     graph, params, tree = layer(spec, d_model)
     paths = list(params)  # in the order of the tree; jit sorts a dict by key
@@ -79,12 +92,33 @@ def program(spec: LayerSpec, *, d_model: int, length: int, naive: bool, dtype: A
     def loss(params: dict[str, jax.Array], x_BTD: jax.Array) -> jax.Array:
         module = nnx.merge(graph, jax.tree.unflatten(tree, [params[path] for path in paths]))
         positions_BT = jnp.arange(x_BTD.shape[1])[None]
-        ctx = Context(positions_BT=positions_BT, segments_BT=None, naive=naive)
+        ctx = Context(positions_BT=positions_BT, segments_BT=None, naive=naive, kernel=kernel)
         return jnp.sum(module(x_BTD, ctx)[0].astype(jnp.float32) ** 2)
 
     x_BTD = jnp.asarray(np.random.default_rng(0).standard_normal((1, length, d_model)), dtype)
     compiled = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(params, x_BTD).compile()
     return compiled, (params, x_BTD)
+
+
+def refusal(
+    spec: LayerSpec, attention: str, *, d_model: int, length: int, dtype: Any
+) -> str | None:
+    """Why a kernel does not compute this mixer, if it does not."""
+    sizes = spec.sizes({"D": d_model, "V": 256, "Z": 1})
+    layers = [
+        kernels.Asked(
+            what=spec.kind,
+            length=length,
+            per_head=sizes["K"],
+            dtype=jnp.dtype(dtype).name,
+            documents=False,
+            band=band,
+        )
+        for _, _, band in spec.attentions(sizes)
+    ]
+    made, chip = kernels.resolve(attention), kernels.here()
+    reasons = [made.refusal(layer, chip) for layer in layers] or ["no softmax attention"]
+    return next((reason for reason in reasons if reason is not None), None)
 
 
 def timed(run: Callable[[], Any]) -> float:
@@ -97,7 +131,14 @@ def timed(run: Callable[[], Any]) -> float:
 
 
 def at_length(
-    specs: dict[str, LayerSpec], *, d_model: int, length: int, rounds: int, limit: float, tried: set
+    specs: dict[str, LayerSpec],
+    *,
+    d_model: int,
+    length: int,
+    rounds: int,
+    limit: float,
+    tried: set,
+    attention: str = kernels.PLAIN,
 ) -> list[dict[str, Any]]:
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     rows, runs = [], {}
@@ -109,7 +150,17 @@ def at_length(
                 row["absent"] = f"took over {NAIVE_SECONDS:g} s at the length before"
                 continue
             naive = form == "naive"
-            made, args = program(spec, d_model=d_model, length=length, naive=naive, dtype=dtype)
+            kernel = None
+            if attention != kernels.PLAIN and not naive:
+                refused = refusal(spec, attention, d_model=d_model, length=length, dtype=dtype)
+                row["attention"] = refused or attention
+                if refused is not None:
+                    print(f"{name} at {length}: without the kernel; {attention} {refused}")
+                if refused is None:
+                    kernel = kernels.resolve(attention)(make_mesh(MeshSpec()))
+            made, args = program(
+                spec, d_model=d_model, length=length, naive=naive, dtype=dtype, kernel=kernel
+            )
             analysis = made.memory_analysis()
             assert analysis is not None, "this backend does not count memory"
             row["temporary_bytes"] = analysis.temp_size_in_bytes
@@ -241,6 +292,7 @@ def main() -> None:
     parser.add_argument("--lengths", default="256,1024,4096,16384")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--memory", type=float, default=4.0, help="GiB of temporaries at most")
+    parser.add_argument("--attention", default=kernels.PLAIN, choices=ATTENTION)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--out", type=Path, default=HERE / "mixers.json")
     parser.add_argument("--figure", type=Path, default=HERE / "figures" / "mixers.svg")
@@ -258,6 +310,7 @@ def main() -> None:
             rounds=given.rounds,
             limit=given.memory * 2**30,
             tried=tried,
+            attention=given.attention,
         )
         print(f"length {length} done", flush=True)
     result = {"machine": machine(), "d_model": given.d_model, "rounds": given.rounds, "rows": rows}

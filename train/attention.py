@@ -2,12 +2,24 @@
 layers, and the chip.
 """
 
+import sys
 from dataclasses import dataclass
 
 from jax.sharding import AbstractMesh, Mesh
 
 from parallelism.errors import InputError
-from parallelism.kernels import AUTO, PLAIN, Asked, Chip, Kernel, here, names, resolve
+from parallelism.kernels import (
+    AUTO,
+    CUDA,
+    PLAIN,
+    TPU,
+    Asked,
+    Chip,
+    Kernel,
+    here,
+    names,
+    resolve,
+)
 from parallelism.sequence import AXIS
 from train.spec import RunSpec
 
@@ -49,6 +61,16 @@ def kernel(
         reason = f"{taken.refused[taken.name]}; write {AUTO} or {PLAIN}"
         raise InputError("execution.attention", taken.name, reason)
     return resolve(taken.name)(mesh)
+
+
+def tell(spec: RunSpec, *, dtype: str, chip: Chip | None = None) -> None:
+    """Say on stderr that a run takes the plain form where its chip has a kernel."""
+    chip = here() if chip is None else chip
+    own = {CUDA: "cudnn", TPU: "pallas"}.get(chip.platform)
+    taken = choice(spec, dtype=dtype, chip=chip)
+    if own in taken.refused and spec.execution.attention == AUTO and _asked(spec, dtype=dtype):
+        reason = f"attention: the plain form; {own} {taken.refused[own]}"
+        print(reason, file=sys.stderr, flush=True)
 
 
 def _refusal(spec: RunSpec, name: str, *, dtype: str, chip: Chip) -> str | None:

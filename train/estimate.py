@@ -17,6 +17,7 @@ from parallelism.axes import MESH_AXES, MeshSpec
 from parallelism.candidates import Ranked, meshes, rank
 from parallelism.cost import ACCELERATOR, CPU, Cost, cost
 from parallelism.errors import InputError
+from parallelism.kernels import PLAIN
 from parallelism.layouts import share
 from parallelism.place import batch_sharding, partition, replicated
 from parallelism.placed import Buffer, Spread
@@ -38,6 +39,8 @@ def estimate(spec: RunSpec, *, chip: Accelerator | None = None) -> Cost:
         auto = {"compute_dtype": "bfloat16", "layers": "scan"}
         said = {k: v for k, v in auto.items() if getattr(spec.execution, k) == "auto"}
         spec = paths.put(spec, {f"execution.{k}": v for k, v in said.items()})
+    # kernels are not counted: their devices need not be here to trace them for
+    spec = paths.put(spec, {"execution.attention": PLAIN})
     sizes = spec.execution.mesh.sizes
     mesh: Any = AbstractMesh(
         tuple(sizes.values()), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES)

@@ -37,7 +37,7 @@ from parallelism.place import (
     stacked,
 )
 from parallelism.rules import RESIDUALS
-from train.attention import choice, kernel
+from train.attention import choice, kernel, tell
 from train.carry import Carry, carry_shapes
 from train.record import disk_error
 from train.recycle import frozen
@@ -257,6 +257,8 @@ def programs(
     evaluations = jax.jit(
         evaluate, in_shardings=(shardings["params"], asked_in), out_shardings=told_in
     )
+    if jax.process_index() == 0:
+        tell(spec, dtype=resolved_execution(spec)["compute_dtype"])
     with _alone(cache, key):
         compiled_step, first = _compile("train_step", steps, (state, numbers, batch), key)
         compiled_evaluate, second = _compile("evaluate", evaluations, (state["params"], asked), key)

@@ -17,7 +17,7 @@ from parallelism.mesh import make_mesh
 from parallelism.place import batch_sharding
 from tests.parallelism.test_kernels import H100, TPU, calls, version
 from tests.properties import assert_close, batch, mean_loss, trained_params
-from train.attention import choice, kernel
+from train.attention import choice, kernel, tell
 from train.paths import put
 from train.programs import (
     abstract_batch,
@@ -83,6 +83,15 @@ def test_the_record_says_which_and_why_not_the_others():
         "cudnn": "needs an NVIDIA GPU, and this is cpu",
         "pallas": "is written for TPU, and this is cpu",
     }
+
+
+def test_a_plain_form_where_the_chip_has_a_kernel_is_said(version, capsys):
+    for spec, chip in ((run(), H100), (run("ssd"), H100), (run("sliding_window"), Chip("cpu", ""))):
+        tell(spec, dtype="bfloat16", chip=chip)
+    assert not capsys.readouterr().err
+    tell(run("sliding_window"), dtype="bfloat16", chip=H100)
+    said = capsys.readouterr().err
+    assert said.startswith("attention: the plain form; cudnn sliding_window keeps 4 first")
 
 
 @pytest.mark.parametrize(
