@@ -68,6 +68,8 @@ MAP = "--map=N=params,D=tokens,loss=loss"
         ("budget.tokens=3", "budget.tokens 3", "write at least 128"),
         ("execution.mesh.data=3", "data x fsdp x expert = 3", "divides it"),
         ("execution.accumulate=3", "execution.accumulate 3", "write a divisor of 4"),
+        ("execution.mesh.run=2", "execution.mesh.run 2", "write a divisor of 1"),
+        ("execution.stack=0", "execution.stack", "greater than or equal to 1"),
         ("optim.lr", "--set", "write path=value"),
         ("model.d_model=1e400", "model.d_model", "finite"),
         ("model.n_layers=1e8", "model.n_layers", "10000"),

@@ -71,6 +71,9 @@ class Programs:
     take: Any = None
 
 
+RESOLVED = ("sequence", "attention", "compute_dtype", "layers")  # what `resolved_execution` gives
+
+
 def resolved_execution(spec: RunSpec, chip: Chip | None = None) -> dict[str, str]:
     """What `auto` means for this spec on this program's devices, or on a chip: float32 and unrolled
     layers on CPU, bfloat16 and scanned elsewhere, and a kernel for attention where one can be.

@@ -10,7 +10,7 @@ import json
 from collections.abc import Collection
 
 from train.counted import counted
-from train.programs import shape
+from train.programs import RESOLVED, shape
 from train.spec import RunSpec
 
 NEAR = 2.0  # guess: a worker idle at the end costs at most half a cell of the longest kind
@@ -18,8 +18,9 @@ NEAR = 2.0  # guess: a worker idle at the end costs at most half a cell of the l
 
 def shape_of(spec: RunSpec) -> str:
     """Equal for runs that execute the same program: hyper-parameters, tokens and seed are data."""
-    run = spec.execution  # what `auto` means is the worker's to say: it is the same for equal ones
-    return json.dumps([*shape(spec), run.sequence, run.compute_dtype, run.layers], sort_keys=True)
+    # what `auto` means is the worker's to say: the same for all of one shape
+    asked = [vars(spec.execution)[name] for name in RESOLVED]
+    return json.dumps([*shape(spec), asked], sort_keys=True)
 
 
 @dataclasses.dataclass(frozen=True)

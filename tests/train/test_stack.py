@@ -13,6 +13,7 @@ from model.decoder import build
 from parallelism.errors import InputError
 from parallelism.wire import collectives
 from tests.train.tiny import at_step, ledger, tiny
+from train.carry import carry_shapes
 from train.checkpoint import Checkpoints
 from train.course import Outcome
 from train.loop import train
@@ -55,7 +56,7 @@ def status(told: dict[str, Any], spec: RunSpec) -> str:
 def last(root: Path, spec: RunSpec) -> dict[str, np.ndarray]:
     """Every array of the last checkpoint: parameters, and the moments of their gradients."""
     model = build(spec.model)
-    abstract = abstract_state(model)
+    abstract = abstract_state(model, carry=carry_shapes(spec, model))
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     checkpoints = Checkpoints(RunDir(root / spec.run_id).checkpoints, keep=2)
     found = checkpoints.restore(abstract, jax.tree.map(lambda _: one, abstract), say=print)
