@@ -8,6 +8,7 @@ import math
 from dataclasses import replace
 
 from parallelism.layouts import (
+    LATER,
     STAGES,
     Layout,
     constrained,
@@ -180,6 +181,10 @@ def along(walk: Partitioner, op: Op, ins: list[Spread]) -> list[Spread]:
     if len(alike) > 1 or op.name != "concatenate":
         ins = [walk.finish(s) for s in ins]
     ins = [walk.gather(s, {a for d in dims for a in s.layout[d]}) for s in ins]
+    if op.name == "top_k" and not walk.scatters:  # XLA on CPU takes it of everybody's rows
+        s = walk.gather(ins[0], LATER & used(ins[0].layout))
+        whole, kept = walk.gather(s, used(s.layout)), ins[0].layout
+        return walk.new(op, [whole], [kept] * len(op.outs))
     lead = max(ins, key=lambda s: (not s.weight, len(used(s.layout))))
     same = [walk.towards(s, lead.layout) if len(s.shape) == len(lead.shape) else s for s in ins]
     partial = ins[0].partial if len(alike) == 1 else frozenset()

@@ -12,6 +12,7 @@ from typing import Any
 
 from parallelism.beside import beside
 from parallelism.layouts import (
+    LATER,
     Layout,
     fitting,
     merged,
@@ -158,6 +159,13 @@ class Partitioner:
                 "all-to-all": (w - 1) / w, "collective-permute": 1.0}[kind]  # fmt: skip
         self.totals.sent["+".join(names), kind] += part * result * self.times
 
+    def add_up(self, axes: set[str] | frozenset[str], result: float) -> None:
+        """Count the sum that a product over rows and positions leaves: one of each, which other
+        compilers than CPU's fold into one."""
+        apart = (axes & LATER, axes - LATER) if not self.scatters else (axes,)
+        for some in apart:
+            self.send("all-reduce", some, result)
+
     def moved(self, s: Spread, name: str, layout: Layout, *, memo: bool = True) -> Spread:
         """`s` laid out anew by a collective, which is shared by all who want the same."""
         key = (id(s.buffer), layout)
@@ -214,8 +222,8 @@ class Partitioner:
         if scattered and self.scatters:
             self.send("reduce-scatter", scattered, whole / cut)
         elif scattered:
-            self.send("all-reduce", scattered, whole)
-        self.send("all-reduce", rest, whole / cut)
+            self.add_up(scattered, whole)
+        self.add_up(rest, whole / cut)
         for buffer in s.chain if scattered else ():
             buffer.bytes /= cut  # a loop stacks what is left after the sum, not the summands
         if layout == s.layout:  # in place
@@ -297,7 +305,14 @@ class Partitioner:
                 "psum_scatter": "reduce-scatter",
                 "all_to_all": "all-to-all"}.get(op.name, "all-reduce")  # fmt: skip
         still = op.name == "ppermute" and all(a == b for a, b in p["perm"])
-        layouts = [s.layout for s in ins]
+        layouts = []
+        for s, v in zip(ins, op.outs, strict=True):
+            at, layout = p.get("all_gather_dimension", p.get("scatter_dimension", 0)), s.layout
+            if len(v.shape) > len(layout):  # a dim of devices, made or summed away
+                layout = (*layout[:at], (), *layout[at:])
+            elif len(v.shape) < len(layout):
+                layout = (*layout[:at], *layout[at + 1 :])
+            layouts.append(layout)
         outs = self.new(op, ins, layouts, weight=False)
         for out in outs:
             if not still:

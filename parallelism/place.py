@@ -91,6 +91,27 @@ def constrainer(mesh: Mesh, rules: Rules = ACTIVATIONS) -> Callable[[jax.Array, 
     return constrain
 
 
+def told_of(mesh: Mesh, function: Callable) -> Callable:
+    """`function`, which asks `positions_are_shared` while it is traced for this mesh."""
+    if all(mesh.shape[axis] == 1 for axis in ACTIVATIONS["time"]):
+        return function
+    abstract = mesh.abstract_mesh
+
+    def told(*args: Any, **settings: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(abstract):
+            return function(*args, **settings)
+
+    return told
+
+
+def positions_are_shared() -> bool:
+    """Whether several devices hold the positions of a row. Rows and positions must not be made one
+    dim there: what a device holds would be no contiguous part of it, and all of it is gathered.
+    """
+    sizes = jax.sharding.get_abstract_mesh().shape
+    return any(sizes.get(axis, 1) > 1 for axis in ACTIVATIONS["time"])
+
+
 @dataclass(frozen=True)
 class Report:
     """How parameters lie on a mesh. `rows` by path: the partition, how many devices hold a copy of

@@ -34,6 +34,7 @@ from parallelism.place import (
     replicated,
     report,
     row_sharding,
+    told_of,
     stacked,
 )
 from parallelism.rules import RESIDUALS
@@ -196,6 +197,7 @@ def traced(spec: RunSpec, model: Model, mesh: Mesh, *, chip: Chip | None = None)
         objective=spec.objective.loss,
         over_positions=spec.objective.over_positions,
     )
+    loss = told_of(mesh, loss)
 
     def evaluation(params: Any, batch: Any) -> tuple[jax.Array, ...]:
         *sums, aux = loss(params, batch, objective=spec.objective.score)

@@ -62,6 +62,28 @@ def test_pipelines_need_and_send_what_the_compiled_step_does(mesh, changes):
     check(on(mesh, **changes))
 
 
+@pytest.mark.parametrize(
+    "name, mesh, scheme",
+    [
+        ("dense", {"sequence": 4}, "ring"),
+        pytest.param("dense", {"sequence": 4}, "all_gather", marks=pytest.mark.slow),
+        pytest.param("dense", {"sequence": 4}, "ulysses", marks=pytest.mark.slow),
+        pytest.param("dense", {"data": 2, "sequence": 4}, "zigzag", marks=pytest.mark.slow),
+        pytest.param("linear", {"sequence": 4}, "lasp2", marks=pytest.mark.slow),
+    ],
+)
+def test_sequence_schemes_need_and_send_what_the_compiled_step_does(name, mesh, scheme):
+    check(on(mesh, name, **{"execution.sequence": scheme}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "mesh", [{"expert": 4}, {"data": 2, "expert": 4}, {"data": 8}, {"fsdp": 8}], ids=str
+)
+def test_experts_need_and_send_what_the_compiled_step_does(mesh):
+    check(on(mesh, "moe"))
+
+
 def test_a_pipeline_is_proposed_where_units_divide_into_stages():
     small: dict[str, Any] = {
         "data.seq_len": 32,
