@@ -34,8 +34,8 @@ from parallelism.place import (
     replicated,
     report,
     row_sharding,
-    told_of,
     stacked,
+    told_of,
 )
 from parallelism.rules import RESIDUALS
 from train.attention import choice, kernel, tell
