@@ -16,6 +16,7 @@ HEAVY = {
     "scatter-add", "scatter_add", "scatter_mul", "all-gather", "all-to-all", "reduce",
     "dynamic_update_slice", "ppermute", "psum", "all_gather", "reduce_scatter", "all_to_all",
     "psum_invariant", "all_gather_invariant", "psum_scatter", "pmax", "pmin",
+    "attention_kernel", "attention_kernel_backward",
 }  # fmt: skip
 # stored, while their operands are read as they come
 ROOTS = {f"reduce_{k}" for k in ("sum", "max", "min", "prod", "and", "or")} | {"argmax", "argmin"}

@@ -7,6 +7,7 @@ named here act on each element by itself.
 import math
 from dataclasses import replace
 
+from parallelism.counted_kernel import flops
 from parallelism.layouts import (
     LATER,
     STAGES,
@@ -287,6 +288,13 @@ def iota(walk: Partitioner, op: Op, ins: list[Spread]) -> list[Spread]:
     return walk.new(op, ins, [unsharded(len(v.shape)) for v in op.outs], weight=False)
 
 
+def kernel(walk: Partitioner, op: Op, ins: list[Spread]) -> list[Spread]:
+    """Of attention: one device's own, in a manual region or alone."""
+    ins = [walk.finish(s) for s in ins]
+    walk.totals.flops += flops(op.name, op.params["pairs"], op.ins[0].shape) * walk.times
+    return walk.new(op, ins, [unsharded(len(v.shape)) for v in op.outs], weight=False)
+
+
 def barrier(walk: Partitioner, op: Op, ins: list[Spread]) -> list[Spread]:
     return [replace(s) for s in ins]
 
@@ -315,4 +323,6 @@ RULES: dict[str, Rule] = {
     "cond": cond,
     "shard_map": manual,
     "optimization_barrier": barrier,
+    "attention_kernel": kernel,
+    "attention_kernel_backward": kernel,
 }  # fmt: skip

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from jax.sharding import AbstractMesh, Mesh
 
+from parallelism import counted_kernel
 from parallelism.errors import InputError
 from parallelism.kernels import (
     AUTO,
@@ -38,12 +39,13 @@ def choice(spec: RunSpec, *, dtype: str, chip: Chip | None = None) -> Choice:
     """What computes attention in a run whose compute type is `dtype`: on this program's devices, or
     on another chip. One that the run names stands even where it cannot be.
     """
-    chip = here() if chip is None else chip
-    refused = {
-        name: reason
-        for name in names()
-        if (reason := _refusal(spec, name, dtype=dtype, chip=chip)) is not None
-    }
+    refused = {}
+    for name in names():
+        reason = _refusal(spec, name, dtype=dtype, chip=here() if chip is None else chip)
+        if reason is None and chip is None:
+            reason = resolve(name).absent(here())
+        if reason is not None:
+            refused[name] = reason
     asked = spec.execution.attention
     if asked == AUTO:
         asked = next((name for name in PREFERRED if name not in refused), PLAIN)
@@ -51,22 +53,30 @@ def choice(spec: RunSpec, *, dtype: str, chip: Chip | None = None) -> Choice:
 
 
 def kernel(
-    spec: RunSpec, mesh: Mesh | AbstractMesh, *, dtype: str, chip: Chip | None = None
+    spec: RunSpec,
+    mesh: Mesh | AbstractMesh,
+    *,
+    dtype: str,
+    chip: Chip | None = None,
+    counted: bool = False,
 ) -> Kernel | None:
-    """The run's kernel; None for the plain form. Raises InputError for one that cannot be."""
+    """The run's kernel; None for the plain form. Raises InputError for one that cannot be.
+    `counted`: one that is traced on any machine and never run.
+    """
     taken = choice(spec, dtype=dtype, chip=chip)
     if taken.name == PLAIN:
         return None
     if taken.name in taken.refused:
         reason = f"{taken.refused[taken.name]}; write {AUTO} or {PLAIN}"
         raise InputError("execution.attention", taken.name, reason)
+    if counted:
+        return counted_kernel.Kernel(mesh, masks=taken.name == "cudnn")
     return resolve(taken.name)(mesh)
 
 
 def tell(spec: RunSpec, *, dtype: str, chip: Chip | None = None) -> None:
     """Say on stderr that a run takes the plain form where its chip has a kernel."""
-    chip = here() if chip is None else chip
-    own = {CUDA: "cudnn", TPU: "pallas"}.get(chip.platform)
+    own = {CUDA: "cudnn", TPU: "pallas"}.get((here() if chip is None else chip).platform)
     taken = choice(spec, dtype=dtype, chip=chip)
     if own in taken.refused and spec.execution.attention == AUTO and _asked(spec, dtype=dtype):
         reason = f"attention: the plain form; {own} {taken.refused[own]}"
@@ -87,7 +97,7 @@ def _refusal(spec: RunSpec, name: str, *, dtype: str, chip: Chip) -> str | None:
 
 def _asked(spec: RunSpec, *, dtype: str) -> list[Asked]:
     """Every softmax attention layer of the model, once."""
-    model, data = spec.model, spec.data
+    model, data, execution = spec.model, spec.data, spec.execution
     later = not model.causal or "prefix_BT" in spec.objective.batch
     towers = [(model.blocks, data.seq_len, later, data.isolate_documents)]
     if model.encoder is not None:
@@ -107,7 +117,7 @@ def _asked(spec: RunSpec, *, dtype: str) -> list[Asked]:
                     later=sees_later and band is None,
                     ahead=model.shared_sizes["S"] if streams else 0,
                     band=band,
-                    stages=spec.execution.mesh.pipeline > 1,
+                    mapped=execution.mesh.pipeline > 1 or execution.stack > 1,
                 )
                 found[one] = None
     return list(found)

@@ -17,7 +17,8 @@ from parallelism.axes import MESH_AXES, MeshSpec
 from parallelism.candidates import Ranked, meshes, rank
 from parallelism.cost import ACCELERATOR, CPU, Cost, cost
 from parallelism.errors import InputError
-from parallelism.kernels import PLAIN
+from parallelism.kernels import here as this_chip
+from parallelism.kernels import named
 from parallelism.layouts import share
 from parallelism.place import batch_sharding, partition, replicated
 from parallelism.placed import Buffer, Spread
@@ -39,8 +40,6 @@ def estimate(spec: RunSpec, *, chip: Accelerator | None = None) -> Cost:
         auto = {"compute_dtype": "bfloat16", "layers": "scan"}
         said = {k: v for k, v in auto.items() if getattr(spec.execution, k) == "auto"}
         spec = paths.put(spec, {f"execution.{k}": v for k, v in said.items()})
-    # kernels are not counted: their devices need not be here to trace them for
-    spec = paths.put(spec, {"execution.attention": PLAIN})
     sizes = spec.execution.mesh.sizes
     mesh: Any = AbstractMesh(
         tuple(sizes.values()), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES)
@@ -55,7 +54,8 @@ def estimate(spec: RunSpec, *, chip: Accelerator | None = None) -> Cost:
         dict.fromkeys(numbers, whole),
         dict.fromkeys(batch, rows),
     )
-    step, _ = traced(spec, model, mesh)
+    asked = this_chip() if chip is None else named(chip.kind)
+    step, _ = traced(spec, model, mesh, chip=asked, counted=True)
     args = (state, numbers, batch)
     closed = jax.make_jaxpr(step)(*args)
     leaves = jax.tree_util.tree_flatten_with_path(args)[0]

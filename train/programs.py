@@ -79,8 +79,7 @@ def resolved_execution(spec: RunSpec, chip: Chip | None = None) -> dict[str, str
     """What `auto` means for this spec on this program's devices, or on a chip: float32 and unrolled
     layers on CPU, bfloat16 and scanned elsewhere, and a kernel for attention where one can be.
     """
-    chip = here() if chip is None else chip
-    cpu = chip.platform == "cpu"
+    cpu = (here() if chip is None else chip).platform == "cpu"
     dtype, layers = spec.execution.compute_dtype, spec.execution.layers
     dtype = dtype if dtype != "auto" else "float32" if cpu else "bfloat16"
     return {
@@ -174,9 +173,16 @@ def state_shardings(model: Model, state: State, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(one, state)
 
 
-def traced(spec: RunSpec, model: Model, mesh: Mesh, *, chip: Chip | None = None) -> tuple[Any, Any]:
+def traced(
+    spec: RunSpec,
+    model: Model,
+    mesh: Mesh,
+    *,
+    chip: Chip | None = None,
+    counted: bool = False,
+) -> tuple[Any, Any]:
     """The step and the evaluation as plain functions of arrays, for this program's devices or for a
-    chip.
+    chip. `counted`: to be read by the cost model, not run.
     """
     resolved = resolved_execution(spec, chip)
     loss = partial(
@@ -187,7 +193,7 @@ def traced(spec: RunSpec, model: Model, mesh: Mesh, *, chip: Chip | None = None)
         exchange=exchange(mesh, residuals=spec.execution.residuals),
         pipeline=pipeline(mesh, microbatches=spec.microbatches, rounds=spec.execution.rounds),
         sequence=scheme(spec, model, mesh),
-        kernel=kernel(spec, mesh, dtype=resolved["compute_dtype"], chip=chip),
+        kernel=kernel(spec, mesh, dtype=resolved["compute_dtype"], chip=chip, counted=counted),
         filled=laid_out_length(spec) != spec.data.seq_len,
         layers=resolved["layers"],
         remat=spec.execution.remat,

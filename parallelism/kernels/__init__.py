@@ -52,6 +52,17 @@ def here() -> Chip:
     return Chip(CUDA, device.device_kind, (int(major), int(minor)))
 
 
+# NVIDIA's own: the compute capability of the chips that parallelism/accelerators.py names
+CAPABILITIES = {"a100": (8, 0), "h100": (9, 0), "h200": (9, 0), "b200": (10, 0), "gb200": (10, 0)}
+
+
+def named(kind: str) -> Chip:
+    """The chip of an accelerator's name; one that has no kernel where the name is not known."""
+    if kind in CAPABILITIES:
+        return Chip(CUDA, kind, CAPABILITIES[kind])
+    return Chip(TPU if kind.startswith("tpu_") else "unknown", kind)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Asked:
     """One softmax attention layer that a kernel is asked about."""
@@ -63,7 +74,7 @@ class Asked:
     documents: bool = True  # positions see their own document alone
     later: bool = False  # some see positions that come later: an encoder, a prefix
     ahead: int = 0  # learned keys that all see
-    stages: bool = False  # it is mapped over the stages of a pipeline
+    mapped: bool = False  # by vmap: over the stages of a pipeline, or over runs of a stack
     band: Band | None = None
 
     @property
@@ -75,13 +86,19 @@ class Asked:
 
 @dataclass(frozen=True)
 class Kernel:
-    """Abstract. `local` is of one device, `refusal` says in words why a layer cannot be."""
+    """Abstract. `local` is of one device, `refusal` says in words why a layer cannot be, `absent`
+    why the kernel cannot be called from this program, whatever the layer.
+    """
 
     mesh: Mesh | AbstractMesh
 
     @classmethod
     def refusal(cls, layer: Asked, chip: Chip) -> str | None:
         raise NotImplementedError
+
+    @classmethod
+    def absent(cls, chip: Chip) -> str | None:
+        return None
 
     def local(
         self,

@@ -47,12 +47,22 @@ class Kernel(kernels.Kernel):
                 f"trains under a mask with even lengths only, and {layer.what} has {layer.length} "
                 f"positions and {keys} keys"
             )
-        if masked and layer.stages:  # its rule for vmap takes a mask of all heads alone
+        if masked and layer.mapped:  # its rule for vmap takes a mask of every head alone
             return (
-                "under a mask (data.isolate_documents, prefixes) is not mapped over the stages of "
-                "a pipeline by jax"
+                "under a mask (data.isolate_documents, prefixes) is not mapped by jax, as stages "
+                "of a pipeline and stacked runs are"
             )
-        return band_refusal(layer) or _absent(chip)
+        return band_refusal(layer)
+
+    @classmethod
+    def absent(cls, chip: Chip) -> str | None:
+        try:
+            version = fused.check_cudnn_version()
+        except RuntimeError as error:
+            return f"is not installed beside jax: {error}"
+        if chip.capability == (10, 3) and version < 91100:
+            return f"needs version 9.11 on {chip.kind}, and {version} is installed"
+        return None
 
     def local(
         self,
@@ -85,14 +95,3 @@ class Kernel(kernels.Kernel):
             local_window_size=None if window is None else (window - 1, 0),
             implementation=self.implementation,
         )
-
-
-def _absent(chip: Chip) -> str | None:
-    """Why there is no cuDNN that can be called, if there is none."""
-    try:
-        version = fused.check_cudnn_version()
-    except RuntimeError as error:
-        return f"is not installed beside jax: {error}"
-    if chip.capability == (10, 3) and version < 91100:
-        return f"needs version 9.11 on {chip.kind}, and {version} is installed"
-    return None

@@ -10,6 +10,7 @@ import pytest
 
 from model import archs
 from model.decoder import build
+from parallelism.accelerators import find
 from parallelism.axes import MeshSpec
 from parallelism.errors import InputError
 from parallelism.kernels import Chip, cudnn
@@ -18,6 +19,7 @@ from parallelism.place import batch_sharding
 from tests.parallelism.test_kernels import H100, TPU, calls, version
 from tests.properties import assert_close, batch, mean_loss, trained_params
 from train.attention import choice, kernel, tell
+from train.estimate import estimate
 from train.paths import put
 from train.programs import (
     abstract_batch,
@@ -56,6 +58,7 @@ def taken(spec: RunSpec, chip: Chip) -> str:
         ("dense", {"execution.mesh.sequence": 2}, "plain", "plain"),
         ("dense", {"execution.remat": "stream"}, "plain", "plain"),
         ("dense", {"execution.mesh.pipeline": 2}, "plain", "pallas"),
+        ("dense", {"execution.stack": 2}, "plain", "pallas"),
         ("dense", STAGES, "cudnn", "pallas"),
         ("dense", {"data.seq_len": 64}, "cudnn", "plain"),
         ("sliding_window", {}, "plain", "plain"),  # sinks
@@ -152,6 +155,32 @@ def test_a_model_with_a_kernel_is_the_same_model(name: str):
         found[text] = jax.jit(loss)(params, data)
     plain, own = found.values()  # two programs
     assert_close(own, plain, what=name)
+
+
+# -- its cost -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name, chip", [("cudnn", "h100"), ("pallas", "tpu_v5e")])
+def test_the_cost_model_counts_a_kernel_without_its_scores(name: str, chip: str):
+    """On any machine. A kernel makes scores anew in the backward pass, and none above the diagonal;
+    the plain form skips a quarter of them (two blocks of queries) and keeps the rest in float32.
+    """
+    spec = run(**{"execution.mesh.data": 2, "execution.mesh.tensor": 2})
+    own = estimate(put(spec, {"execution.attention": name}), chip=find(chip))
+    plain = estimate(put(spec, {"execution.attention": "plain"}), chip=find(chip))
+    assert not own.unknown and own == estimate(spec, chip=find(chip)), "auto takes it"
+    (sizes,) = (block.mixer.sizes(spec.model.shared_sizes) for block in spec.model.repeat)
+    T, layers, ways = 128, spec.model.n_layers, 4
+    each = layers * 8 * sizes["H"] // ways
+    pairs = 6 * 0.75 * T * T - 7 * T * (T + 1) / 2
+    assert plain.flops - own.flops == pytest.approx(2 * each * sizes["K"] * pairs, rel=1e-6)
+    masks = 2 * 2 * 4 * T * T * (name == "cudnn")  # of 4 rows and one layer, and its gradient
+    assert plain.temporary - own.temporary > 0.75 * 4 * each * T * T - masks > 0
+
+
+def test_a_kernel_that_a_planned_chip_has_not_is_refused():
+    with pytest.raises(InputError, match="written for TPU, and this is h100"):
+        estimate(run(**{"execution.attention": "pallas"}), chip=find("h100"))
 
 
 # -- a whole training step for chips that are not here ---------------------------------------------
