@@ -36,6 +36,12 @@ from train.step import abstract_state
 __all__ = ["version"]  # a fixture
 BF16 = {"execution.compute_dtype": "bfloat16"}
 STAGES = {"execution.mesh.pipeline": 2, "data.isolate_documents": False}
+STACK = {
+    "execution.stack": 2,
+    "execution.mesh.run": 2,
+    "execution.mesh.data": 2,
+    "data.isolate_documents": False,
+}
 WINDOW = {"model.repeat.0.mixer.sinks": 0, "model.repeat.0.mixer.window": 32}
 
 
@@ -190,9 +196,15 @@ def lowered(spec: RunSpec, chip: Chip) -> str:
     model, mesh = build(spec.model), make_mesh(spec.execution.mesh)
     state = abstract_state(model)
     placed = (state_shardings(model, state, mesh), None, batch_sharding(mesh))
-    step = jax.jit(traced(spec, model, mesh, chip=chip)[0], in_shardings=placed)
     numbers = {k: jax.ShapeDtypeStruct((), v.dtype) for k, v in hyper(spec).items()}
-    found = step.trace(state, numbers, abstract_batch(spec))
+    given = (state, numbers, abstract_batch(spec))
+    step, runs = traced(spec, model, mesh, chip=chip)[0], spec.execution.stack
+    if runs > 1:  # as train/programs.py maps it
+        given = jax.tree.map(lambda x: jax.ShapeDtypeStruct((runs, *x.shape), x.dtype), given)
+        jitted = jax.jit(jax.vmap(step, spmd_axis_name="run"))
+    else:
+        jitted = jax.jit(step, in_shardings=placed)
+    found = jitted.trace(*given)
     return found.lower(lowering_platforms=(chip.platform,)).as_text()
 
 
@@ -211,6 +223,8 @@ BACKWARD = f"{FORWARD}Backward"
         pytest.param(H100, MESH | FULL, [FORWARD, FORWARD, BACKWARD], id="cuda mesh", marks=SLOW),
         pytest.param(TPU, MESH | FULL, ["tpu_custom_call"] * 4, id="tpu mesh", marks=SLOW),
         pytest.param(TPU, STAGES, ["tpu_custom_call"] * 3, id="tpu stages", marks=SLOW),
+        pytest.param(TPU, STACK, ["tpu_custom_call"] * 3, id="tpu stack", marks=SLOW),
+        pytest.param(H100, STACK, [SIMPLE, f"{SIMPLE}Backward"], id="cuda stack", marks=SLOW),
         pytest.param(H100, STAGES, [SIMPLE, f"{SIMPLE}Backward"], id="cuda stages", marks=SLOW),
     ],
 )  # fmt: skip
