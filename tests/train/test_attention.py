@@ -45,7 +45,7 @@ STACK = {
 WINDOW = {"model.repeat.0.mixer.sinks": 0, "model.repeat.0.mixer.window": 32}
 
 
-def run(arch: str = "dense", width: Any = 64, **changes: Any) -> RunSpec:
+def run(arch: Any = "dense", width: Any = 64, **changes: Any) -> RunSpec:
     fixed = {"data.seq_len": 128, "budget.batch_tokens": 8 * 128, "execution.layers": "scan"}
     return put(RunSpec(model=archs.build(arch, width)), fixed | changes)
 
