@@ -45,7 +45,7 @@ def shares(scope: Scope) -> dict[int, float]:
         for i, (b, cut) in enumerate(zip(step.ins, step.cuts, strict=True)):
             part = cut if step.name in IN_PLACE and i else cut * passed
             if step.name == "scan" and (i < n or n + m <= i < len(step.bodies[0].ins)):
-                part = inner.get(id(step.bodies[0].ins[i]), 1.0)
+                part = inner.get(id(step.bodies[0].ins[i]), 0.0)  # a body may read none of it
             out[id(b)] = max(out.get(id(b), 0.0), part)
     return out
 

@@ -183,7 +183,7 @@ def along(walk: Partitioner, op: Op, ins: list[Spread]) -> list[Spread]:
         ins = [walk.finish(s) for s in ins]
     ins = [walk.gather(s, {a for d in dims for a in s.layout[d]}) for s in ins]
     if op.name == "top_k" and not walk.scatters:  # XLA on CPU takes it of everybody's rows
-        s = walk.gather(ins[0], LATER & used(ins[0].layout))
+        s = walk.gather(ins[0], used(ins[0].layout) & LATER)
         whole, kept = walk.gather(s, used(s.layout)), ins[0].layout
         return walk.new(op, [whole], [kept] * len(op.outs))
     lead = max(ins, key=lambda s: (not s.weight, len(used(s.layout))))
