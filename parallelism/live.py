@@ -25,7 +25,7 @@ IN_PLACE = {"scatter", "scatter-add", "scatter_add", "scatter_mul", "dynamic_upd
 # the same bytes under another shape
 ALIASES = {"reshape", "squeeze", "expand_dims", "optimization_barrier", "bitcast_convert_type"}
 DEAR = {"exp", "exp2", "expm1", "log", "log1p", "tanh", "logistic", "sin", "cos", "pow", "erf",
-        "erf_inv", "sqrt", "rsqrt", "cbrt", "div", "rem"}  # fmt: skip
+        "erf_inv", "sqrt", "rsqrt", "cbrt", "div", "rem", "slice"}  # fmt: skip
 
 
 def shares(scope: Scope) -> dict[int, float]:
