@@ -129,6 +129,8 @@ def test_what_a_device_holds_is_exact():
         ("ssd", {"data": 2, "fsdp": 4}, {}),
         ("gated_deltanet", {"data": 2, "fsdp": 4}, {}),
         ("lowrank", {"data": 2, "fsdp": 4}, {}),
+        ("sliding_window", {"data": 8}, {}),
+        ("hybrid", {"data": 2, "fsdp": 4}, {}),
     ],
 )
 def test_other_programs_are_within_the_same_bounds(name, mesh, changes):
