@@ -16,14 +16,15 @@ HEAVY = {
     "scatter-add", "scatter_add", "scatter_mul", "all-gather", "all-to-all", "reduce",
     "dynamic_update_slice", "ppermute", "psum", "all_gather", "reduce_scatter", "all_to_all",
     "psum_invariant", "all_gather_invariant", "psum_scatter", "pmax", "pmin",
-    "attention_kernel", "attention_kernel_backward",
+    "attention_kernel", "attention_kernel_backward", "stacked",
 }  # fmt: skip
 # stored, while their operands are read as they come
 ROOTS = {f"reduce_{k}" for k in ("sum", "max", "min", "prod", "and", "or")} | {"argmax", "argmin"}
 SCALAR = 8  # bytes
 IN_PLACE = {"scatter", "scatter-add", "scatter_add", "scatter_mul", "dynamic_update_slice"}
 # the same bytes under another shape
-ALIASES = {"reshape", "squeeze", "expand_dims", "optimization_barrier", "bitcast_convert_type"}
+ALIASES = {"reshape", "squeeze", "expand_dims", "optimization_barrier", "bitcast_convert_type",
+           "same"}  # fmt: skip
 DEAR = {"exp", "exp2", "expm1", "log", "log1p", "tanh", "logistic", "sin", "cos", "pow", "erf",
         "erf_inv", "sqrt", "rsqrt", "cbrt", "div", "rem", "slice"}  # fmt: skip
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from parallelism.layouts import constrained, used, without
 from parallelism.partitioned import Ahead, Partitioner
-from parallelism.placed import Buffer, Spread
+from parallelism.placed import Buffer, Spread, Step
 from parallelism.program import Op
 
 
@@ -17,7 +17,7 @@ def scan(walk: Partitioner, op: Op, ins: list[Spread]) -> list[Spread]:
     n, m = p["num_consts"], p["num_carry"]
     length = float(p["length"])
     consts, carry, stacked = ins[:n], [walk.finish(s) for s in ins[n : n + m]], ins[n + m :]
-    stacked = [walk.finish(s) for s in stacked]
+    stacked = [_widened(walk, walk.finish(s)) for s in stacked]
     rows = [
         replace(
             s,
@@ -58,13 +58,43 @@ def scan(walk: Partitioner, op: Op, ins: list[Spread]) -> list[Spread]:
             results.append(seen[id(v)])
             continue
         whole = s if len(results) < m else replace(s, shape=v.shape, layout=((), *s.layout))
+        whole = replace(whole, itemsize=v.itemsize)
         whole = replace(whole, buffer=Buffer(whole.local(walk.mesh)), weight=False)
         whole = replace(whole, chain=(whole.buffer,) if whole.partial else ())
         seen[id(v)] = whole
         results.append(whole)
+    narrow = [
+        (row.buffer, s.buffer)
+        for v, row, s in zip(op.outs[m:], outs[m:], results[m:], strict=True)
+        if walk.computed(v.itemsize) > v.itemsize
+    ]
+    if narrow:
+        scope.steps.extend(_stacked_anew(narrow))
     ins = [*consts, *carry, *stacked, *made]
     walk.step(op.name, ins, results, bodies=[scope], params=op.params)
     return results
+
+
+def _widened(walk: Partitioner, s: Spread) -> Spread:
+    """What a loop takes its rows from, as XLA on CPU reads it: all of it in four bytes, before."""
+    wide = walk.computed(s.itemsize)
+    if wide == s.itemsize:
+        return s
+    out = replace(s, itemsize=wide)
+    out = replace(out, buffer=Buffer(out.local(walk.mesh)))
+    walk.step("stacked", [s], [out])
+    return out
+
+
+def _stacked_anew(stacks: list[tuple[Buffer, Buffer]]) -> list[Step]:
+    """XLA on CPU makes stacks of two bytes anew in every turn, and not in place: it rounds them as
+    a whole, from four."""
+    wholes = [Buffer(stack.bytes) for _, stack in stacks]
+    made = [
+        Step("stacked", [row], [whole], [1.0])
+        for (row, _), whole in zip(stacks, wholes, strict=True)
+    ]
+    return [*made, Step("turn", wholes, [], [1.0] * len(wholes))]
 
 
 def while_loop(walk: Partitioner, op: Op, ins: list[Spread]) -> list[Spread]:

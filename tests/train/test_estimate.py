@@ -131,6 +131,8 @@ def test_what_a_device_holds_is_exact():
         ("lowrank", {"data": 2, "fsdp": 4}, {}),
         ("sliding_window", {"data": 8}, {}),
         ("hybrid", {"data": 2, "fsdp": 4}, {}),
+        ("dense", {"data": 8}, {"execution.compute_dtype": "bfloat16"}),
+        ("dense", {"fsdp": 8}, {"execution.compute_dtype": "bfloat16"}),
     ],
 )
 def test_other_programs_are_within_the_same_bounds(name, mesh, changes):
