@@ -50,7 +50,8 @@ def table(verbs: Sequence[Callable[[argparse.Namespace], int]]) -> Parser:
 
     one = verb("demo")
     one.add_argument("--arch", default="dense", metavar="NAME", help="family (default: dense)")
-    one.add_argument("--size", default="small", metavar="SIZE", help="small or tiny")
+    sizes = "small, tiny, or smoke: only whether the path runs"
+    one.add_argument("--size", default="small", metavar="SIZE", help=sizes)
     one.add_argument("--workers", type=_whole, metavar="N", help="processes (default: one a core)")
 
     one = verb("show")
