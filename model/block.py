@@ -21,6 +21,7 @@ from model.spec import BlockSpec, LayerSpec, resolve
 from parallelism.errors import InputError
 
 CROSS = "cross/"  # what a block remembers of a source, apart from what its mixer does
+SUMS = "sums/"  # before a block's path: what its aux is made of, when all rows of the batch are in
 
 
 class Norm(nnx.Module):
@@ -45,6 +46,7 @@ class Block(nnx.Module):
         self.ffn_norm = Norm(norm, declare.within("ffn_norm")) if feeds else None
         self.ffn = _layer("ffns", "ffn", spec.ffn, declare) if feeds else None
         self.ffn_replaces = feeds and spec.ffn.replaces_stream
+        self.sums = f"{SUMS}{'.'.join(declare.path)}"
 
     def __call__(self, x_BTD: jax.Array, ctx: Context) -> tuple[jax.Array, dict[str, jax.Array]]:
         x_BTD, aux = self.mix(x_BTD, ctx)
@@ -63,32 +65,17 @@ class Block(nnx.Module):
             x_BTD = ctx.residual(x_BTD + y_BTD, "B T D")
         return x_BTD, aux
 
-    def part(self, x_BTD: jax.Array, ctx: Context) -> tuple[jax.Array, Sums]:
-        """`__call__` on some rows of the batch, and the sums that `aux` is made of."""
-        x_BTD, own = self.mix(x_BTD, ctx)
-        ffn = self._by_rows()
-        if ffn is None or self.ffn_norm is None:
-            x_BTD, own = self.feed_forward(x_BTD, ctx, own)
-            sums: Sums = {}
-        else:
-            y_BTD, sums = ffn.part(ctx.constrain(self.ffn_norm(x_BTD), "B T D"), ctx)
-            x_BTD = ctx.residual(y_BTD if self.ffn_replaces else x_BTD + y_BTD, "B T D")
-        if own:
-            raise InputError(
-                "execution.mesh.pipeline",
-                None,
-                f"as it is set, a layer gives {', '.join(sorted(own))} of the whole batch, and a "
-                "pipeline runs parts of it; write 1, or model.repeat.*.ffn.capacity=null",
-            )
-        return x_BTD, sums
+    def said(self, sums: Sums, ctx: Context, *, positions: int) -> dict[str, Any]:
+        """aux of the feed-forward layer's sums by row, or the sums where rows are yet to come."""
+        if ctx.apart:
+            return {self.sums: sums} if jax.tree.leaves(sums) else {}
+        return self.settled({self.sums: sums}, positions=positions)
 
-    def aux(self, sums: Sums, *, positions: int) -> dict[str, jax.Array]:
-        """Of the sums over all rows of what `part` gave."""
-        ffn = self._by_rows()
-        return {} if ffn is None else counted(ffn.aux(sums, positions=positions))
-
-    def _by_rows(self) -> ChunkedFfn | None:
-        return self.ffn if isinstance(self.ffn, ChunkedFfn) and self.ffn.by_rows else None
+    def settled(self, aux: Mapping[str, Any], *, positions: int) -> dict[str, jax.Array]:
+        """aux of the whole batch, of the sums by row that `aux` has of this block."""
+        if not isinstance(self.ffn, ChunkedFfn) or self.sums not in aux:
+            return {}
+        return counted(self.ffn.aux(aux[self.sums], positions=positions))
 
     def start(self, rows: int, *, length: int, dtype: Any) -> State:
         """What the block remembers of no position, with room for `length` of them."""
@@ -120,9 +107,29 @@ class Block(nnx.Module):
     def feed_forward(self, x_BTD: jax.Array, ctx: Context, aux: dict[str, jax.Array]):
         if self.ffn is None or self.ffn_norm is None:
             return x_BTD, aux
-        y_BTD, own = self.ffn(ctx.constrain(self.ffn_norm(x_BTD), "B T D"), ctx)
+        inside_BTD = ctx.constrain(self.ffn_norm(x_BTD), "B T D")
+        if isinstance(self.ffn, ChunkedFfn) and self.ffn.by_rows:
+            y_BTD, sums = self.ffn.part(inside_BTD, ctx)
+            own = self.said(sums, ctx, positions=x_BTD.shape[1])
+        else:
+            y_BTD, own = self.ffn(inside_BTD, ctx)
+            own = counted(own)
         x_BTD = y_BTD if self.ffn_replaces else x_BTD + y_BTD
-        return ctx.residual(x_BTD, "B T D"), add_aux(aux, counted(own))
+        return ctx.residual(x_BTD, "B T D"), add_aux(aux, own)
+
+
+def of_parts(aux: Mapping[str, Any], *, field: str, given: int) -> dict[str, Any]:
+    """What layers gave of a part of the batch, refused unless sums by row: aux of the whole batch
+    cannot be made of anything else. `field` is what cuts the batch.
+    """
+    if own := sorted(key for key in aux if not key.startswith(SUMS)):
+        raise InputError(
+            field,
+            given,
+            f"a layer gives {', '.join(own)} of the whole batch, and this runs parts of it; write "
+            "1, or make the layer a ChunkedFfn (model/chunked.py)",
+        )
+    return dict(aux)
 
 
 def counted(aux: Mapping[str, jax.Array]) -> dict[str, jax.Array]:

@@ -44,6 +44,7 @@ class Context:
     remat: str = "none"  # full, dots, stream
     remat_chunk: int | None = None  # positions of a chunk of stream; None: a sixteenth
     naive: bool = False
+    apart: bool = False  # a part of the batch: layers give sums by row, aux is made of all rows'
     source_BS: jax.Array | None = None  # what an encoder reads, and its documents; None: one
     source_segments_BS: jax.Array | None = None
     progress: jax.Array | None = None  # fraction of the run that is done; None: it is over

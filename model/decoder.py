@@ -17,7 +17,7 @@ from flax import nnx
 
 from model.block import Block, Norm, add_aux
 from model.context import Constrain, Context, State, unplaced
-from model.depth import once, per_layer, stacked
+from model.depth import once, per_layer, settled, stacked
 from model.encoder_decoder import Encoder, places, read
 from model.ends import Tokens, Values
 from model.param import Declaration, Declare, Parameter, initial
@@ -95,6 +95,18 @@ class Decoder(nnx.Module):
             ctx, aux = self.encoder(self.ends.embedded, ctx, dtype=dtype)
         x_BTD, more, _ = self._through(tokens_BT, ctx, None, dtype=dtype)
         return x_BTD, add_aux(aux, more)
+
+    def settled(self, sums_M: Mapping[str, Any], *, positions: int, source: int) -> dict[str, Any]:
+        """aux of a batch that came in M parts, each with `Context.apart`; and the lengths of its
+        rows and of their sources.
+        """
+        aux: dict[str, jax.Array] = {}
+        if self.encoder is not None:
+            aux = settled(self.encoder.repeat, sums_M, positions=source, stack=True)
+        for blocks in (self.first, self.repeat, self.last):
+            stack = blocks is self.repeat
+            aux = add_aux(aux, settled(blocks, sums_M, positions=positions, stack=stack))
+        return _means(aux)
 
     def start(self, rows: int, *, length: int, dtype: Any) -> DecodeState:
         """What the decoder remembers of no position, with room for `length` of them."""
@@ -205,10 +217,15 @@ class Model:
 
     def start(self, rows: int, *, length: int, dtype: Any) -> DecodeState:
         """What is remembered of `rows` empty sequences, with room for `length` positions each."""
-        module = nnx.merge(
-            self.graph, jax.tree.unflatten(self.tree, [self._abstract(p) for p in self.paths])
-        )
-        return module.start(rows, length=length, dtype=dtype)
+        return self._unfilled.start(rows, length=length, dtype=dtype)
+
+    def settled(
+        self, sums_M: Mapping[str, Any], *, positions: int, source: int = 0
+    ) -> dict[str, jax.Array]:
+        """aux of a batch whose M parts each went through with `Context.apart`, from the sums that
+        they gave, with M before their axes; `positions` and `source` are lengths of its rows.
+        """
+        return self._unfilled.settled(sums_M, positions=positions, source=source)
 
     def read(
         self,
@@ -259,6 +276,12 @@ class Model:
 
     def _abstract(self, path: str) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(self.declarations[path].shape, jnp.float32)
+
+    @property
+    def _unfilled(self) -> Decoder:
+        """The module, for what reads no parameter."""
+        leaves = [self._abstract(path) for path in self.paths]
+        return nnx.merge(self.graph, jax.tree.unflatten(self.tree, leaves))
 
     def module(self, params: Params) -> Decoder:
         """The Flax module holding these arrays."""

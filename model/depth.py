@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from model.block import add_aux
+from model.block import SUMS, add_aux
 from model.context import Context, State
 from model.pipelined import pipelined, unstacked
 from model.stream import streamed_block
@@ -89,7 +89,7 @@ def stacked(
         x_BTD, (aux_Z, after_Z) = jax.lax.scan(run, x_BTD, (params_Z, held_Z))
         return x_BTD, _over_layers(aux_Z), after_Z
     aux: dict[str, jax.Array] = {}
-    apart: dict[str, list[jax.Array]] = {}
+    apart: dict[str, list[Any]] = {}
     after = []
     for layer in unstacked((params_Z, held_Z)):
         x_BTD, (more, one) = run(x_BTD, layer)
@@ -97,8 +97,29 @@ def stacked(
             apart.setdefault(k, []).append(more.pop(k))
         aux = add_aux(aux, more)
         after.append(one)
-    aux = aux | {k: jnp.stack(v) for k, v in apart.items()}
+    aux = aux | {k: jax.tree.map(lambda *z: jnp.stack(z), *v) for k, v in apart.items()}
     return x_BTD, aux, jax.tree.map(lambda *z: jnp.stack(z), *after)
+
+
+def settled(
+    blocks: nnx.List, sums_M: Mapping[str, Any], *, positions: int, stack: bool
+) -> dict[str, jax.Array]:
+    """aux of blocks through which the batch went in M parts, from the sums by row that each gave:
+    arrays (M, rows, ...), or (M, Z, rows, ...) of blocks that are a `stack`.
+    """
+
+    def whole(sums_M: Mapping[str, Any]) -> dict[str, jax.Array]:
+        # rows of all parts beside one another, as the strided parts were cut
+        sums = jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1).reshape(-1, *a.shape[2:]), dict(sums_M))
+        aux: dict[str, jax.Array] = {}
+        for block in blocks:
+            aux = add_aux(aux, block.settled(sums, positions=positions))
+        return aux
+
+    own_M = {b.sums: sums_M[b.sums] for b in blocks if b.sums in sums_M}
+    if not stack or not own_M:
+        return whole(own_M)
+    return _over_layers(jax.vmap(whole, in_axes=1)(own_M))
 
 
 def _over_layers(aux_Z: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
@@ -106,5 +127,5 @@ def _over_layers(aux_Z: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
 
 
 def per_layer(key: str) -> bool:
-    """Stacked over layers like the parameter it is for, not summed."""
-    return key.startswith("buffer/")
+    """Stacked over layers like the parameter it is for, not summed; sums of a block, too."""
+    return key.startswith(("buffer/", SUMS))

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from model.block import add_aux
+from model.block import add_aux, of_parts
 from model.context import Context
 
 ALONG = ("positions_BT", "segments_BT", "prefix_BT")  # what a context has of each row
@@ -31,15 +31,16 @@ def pipelined(
     """
     assert ctx.pipeline is not None
     graph, state_Z = nnx.split(blocks)
+    stages = ctx.pipeline.stages
     own = {name: getattr(ctx, name) for name in ALONG}
 
     def unit(moving: Any, layer: Any):
         state, held = layer
-        inner = replace(ctx, pipeline=None, shared=moving["shared"], **held)
-        x_BTD, sums = moving["x_BTD"], []
+        inner = replace(ctx, pipeline=None, apart=True, shared=moving["shared"], **held)
+        x_BTD, sums = moving["x_BTD"], {}
         for block in nnx.merge(graph, state):
-            x_BTD, more = block.part(x_BTD, inner)
-            sums.append(more)
+            x_BTD, more = block(x_BTD, inner)
+            sums |= of_parts(more, field="execution.mesh.pipeline", given=stages)
         return {**moving, "x_BTD": x_BTD}, sums
 
     def run(state_Z: Any, moving: Any, held: Any):
@@ -54,13 +55,14 @@ def pipelined(
 
     def settled(state: Any, sums: Any) -> dict[str, jax.Array]:
         aux: dict[str, jax.Array] = {}
-        for block, more in zip(nnx.merge(graph, state), sums, strict=True):
-            aux = add_aux(aux, block.aux(more, positions=x_BTD.shape[1]))
+        for block in nnx.merge(graph, state):
+            aux = add_aux(aux, block.settled(sums, positions=x_BTD.shape[1]))
         return aux
 
     moving = {"x_BTD": x_BTD, "shared": dict(ctx.shared)}
     moved, sums_Z = ctx.pipeline(run, state_Z, moving, own, together=together)
-    return ctx.residual(moved["x_BTD"], "B T D"), jax.vmap(settled)(state_Z, sums_Z)
+    aux_Z = sums_Z if ctx.apart else jax.vmap(settled)(state_Z, sums_Z)
+    return ctx.residual(moved["x_BTD"], "B T D"), aux_Z
 
 
 def unstacked(state_Z: Any) -> list[Any]:

@@ -60,7 +60,7 @@ def streamed_block(block: Block, x_BTD: jax.Array, ctx: Context) -> tuple[jax.Ar
     x_BTD = ctx.residual(cuts.whole(y_BTD), "B T D")
     ffn = _feeds(block, ctx)
     if ffn is not None:
-        return x_BTD, add_aux(aux, counted(ffn.aux(cuts.added(sums), positions=T)))
+        return x_BTD, add_aux(aux, block.said(cuts.added(sums), ctx, positions=T))
     return _again(lambda block, x_BTD: block.feed_forward(x_BTD, ctx, aux), block, x_BTD)
 
 

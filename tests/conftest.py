@@ -11,10 +11,13 @@ os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS]).st
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["WANDB_MODE"] = "disabled"
 
-from pathlib import Path  # noqa: E402  the environment comes first
+from functools import partial  # noqa: E402  the environment comes first
+from pathlib import Path  # noqa: E402
 
+import jax.numpy as jnp  # noqa: E402
 import pytest  # noqa: E402
 
+from model.ops import attention  # noqa: E402
 from tests import properties  # noqa: E402
 from tests.data.corpora import texts, write_folder  # noqa: E402
 from train.spec import SourceSpec  # noqa: E402
@@ -68,3 +71,11 @@ def root(tmp_path: Path, suite_folder: Path) -> Path:
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> SourceSpec:
     """A folder of some 150 kB of text."""
     return write_folder(tmp_path_factory.mktemp("corpus"), texts(240))
+
+
+@pytest.fixture
+def no_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Norms, scores and logits are float32 by name in any compute type: read those as float64."""
+    monkeypatch.setattr(jnp, "float32", jnp.float64)
+    wide = partial(jnp.einsum, preferred_element_type=jnp.float64)
+    monkeypatch.setattr(attention, "_product", wide)

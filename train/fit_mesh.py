@@ -5,6 +5,9 @@ compiled. Sizes of arrays are checked where their shardings are made (parallelis
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from model.spec import BlockSpec
     from train.spec import RunSpec
 
 
@@ -33,6 +36,10 @@ def check(spec: "RunSpec") -> None:
             f"sequences of a batch; write a "
             f"divisor of {rows}"
         )
+    if execution.accumulate > 1:
+        encoder = spec.model.encoder
+        blocks = (*spec.model.blocks, *(encoder.blocks if encoder is not None else ()))
+        _check_slots(blocks, "execution.accumulate", "execution.accumulate")
     replicas = execution.mesh.replicas
     if (rows // execution.accumulate) % replicas:
         raise ValueError(
@@ -69,13 +76,7 @@ def _check_pipeline(spec: "RunSpec", rows: int) -> None:
             "execution.remat stream cuts the positions of whole batches, and a pipeline runs parts "
             "of their rows; write execution.remat=full, or execution.mesh.pipeline=1"
         )
-    for block in spec.model.repeat:
-        if block.ffn is not None and block.ffn.reads_order:
-            raise ValueError(
-                f"ffn kind {block.ffn.kind}, as it is set, shares slots among all rows of a batch, "
-                f"and a pipeline runs parts of them; write its capacity null, or "
-                f"execution.mesh.pipeline=1"
-            )
+    _check_slots(spec.model.repeat, "a pipeline", "execution.mesh.pipeline")
     if spec.data.carry_state:
         raise ValueError(
             "data.carry_state true goes on from what each layer remembers, and a pipeline runs "
@@ -86,3 +87,12 @@ def _check_pipeline(spec: "RunSpec", rows: int) -> None:
             "execution.mesh.pipeline runs one stack of layers, and this model has an encoder "
             "beside it; write 1, and a larger data, fsdp or tensor"
         )
+
+
+def _check_slots(blocks: "Iterable[BlockSpec]", what: str, field: str) -> None:
+    for block in blocks:
+        if block.ffn is not None and block.ffn.reads_order:
+            raise ValueError(
+                f"ffn kind {block.ffn.kind}, as it is set, shares slots among all rows of a batch, "
+                f"and {what} runs parts of them; write its capacity null, or {field}=1"
+            )

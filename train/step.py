@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from model.block import of_parts
 from model.context import Constrain, Context, unplaced
 from model.decoder import Model
 from parallelism.expert import Exchange
@@ -51,6 +52,7 @@ def forward(
     objective: Callable[[jax.Array, Batch], Any] = next_token,
     over_positions: bool = True,
     progress: jax.Array | None = None,
+    apart: bool = False,
 ) -> Any:
     """The objective of a batch, which is summed nats and their normaliser for a start (each of one
     number a part), then the layers' aux.
@@ -60,7 +62,8 @@ def forward(
     will be used. What the rows remember of earlier ones is the batch's `carry`, and what they leave
     is that of aux.
     `over_positions`: what the objective gives are sums over positions, so that `stream` may take
-    logits a few of them at a time.
+    logits a few of them at a time. `apart`: the batch is a part of one, and in place of aux come
+    the sums that `Model.settled` makes it of when all parts are there.
     """
     inputs_BT = batch[model.spec.inputs]
     segments_BT = batch["segments_BT"] if isolate else None
@@ -87,6 +90,7 @@ def forward(
         remat=remat,
         remat_chunk=remat_chunk,
         progress=progress,
+        apart=apart,
     )
     if "carry" in batch:
         held = entering(batch["carry"], ctx.segments_BT)
@@ -176,26 +180,20 @@ def train_step(
         # the mean is over the whole batch, so micro-batches weigh by their tokens
         total = jnp.maximum(normaliser(batch), 1.0)
 
+        def own(aux: Mapping[str, jax.Array]) -> jax.Array:
+            """The layers' own losses at their weights."""
+            losses = {k.removeprefix("loss/"): v for k, v in aux.items() if k.startswith("loss/")}
+            return sum((hyper[f"penalty/{k}"] * v for k, v in losses.items()), start=jnp.zeros(()))
+
         def objective(params: Mapping[str, jax.Array], batch: Batch):
             nats, _, aux = loss({**held, **params}, batch, progress=progress)
             after = aux.pop("carry", None)
-            # losses and statistics are means over micro-batches, counts of buffers are sums
-            aux = {k: v if k.startswith("buffer/") else v / accumulate for k, v in aux.items()}
             value = jnp.mean(nats / total)  # over the parts of the loss
-            own = [
-                hyper[f"penalty/{k.removeprefix('loss/')}"] * v
-                for k, v in aux.items()
-                if k.startswith("loss/")
-            ]
-            return sum(own, start=value), ((value, aux), after)
-
-        def grad(params: Mapping[str, jax.Array], batch: Batch):
-            """(gradients, sums) to add up over micro-batches, and what their rows remember."""
-            grads, (seen, after) = jax.grad(objective, has_aux=True)(params, batch)
-            return (grads, seen), after
+            return value + own(aux), ((value, aux), after)
 
         if accumulate == 1:
-            return grad(params, batch)
+            grads, (seen, after) = jax.grad(objective, has_aux=True)(params, batch)
+            return (grads, seen), after
 
         def split(x: jax.Array) -> jax.Array:
             # strided, so that every micro-batch lies on all replicas
@@ -206,14 +204,43 @@ def train_step(
         def join(x: jax.Array) -> jax.Array:
             return jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])
 
-        def body(total, micro):
-            more, after = grad(params, micro)
-            return jax.tree.map(jnp.add, total, more), after
+        def part(params: Mapping[str, jax.Array], batch: Batch):
+            """The share of a micro-batch in the loss, its sums, and what its rows remember."""
+            nats, _, sums = loss({**held, **params}, batch, progress=progress, apart=True)
+            after = sums.pop("carry", None)
+            sums = of_parts(sums, field="execution.accumulate", given=accumulate)
+            return jnp.mean(nats / total), sums, after
 
-        first, _ = jax.eval_shape(grad, params, jax.tree.map(lambda x: x[0], micro))
-        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
-        total, after = jax.lax.scan(body, zero, micro)
-        return total, jax.tree.map(join, after)
+        # Losses of layers are of the whole batch, and not sums over micro-batches (the balance of
+        # experts is a product of two means). So a pass ahead gives every sum that they are made of,
+        # and the gradient of each is what pulls at it in the pass of its micro-batch.
+        def settled(sums_M: Any):
+            source_BS = batch.get("source_BS")
+            aux = model.settled(
+                sums_M,
+                positions=batch[model.spec.inputs].shape[1],
+                source=0 if source_BS is None else source_BS.shape[1],
+            )
+            return own(aux), aux
+
+        sums_M, pulls_M, aux = {}, {}, {}
+        if jax.eval_shape(lambda one: part(params, one)[1], jax.tree.map(lambda x: x[0], micro)):
+            sums_M = jax.lax.map(lambda one: part(params, one)[1], micro)
+            _, pull, aux = jax.vjp(settled, sums_M, has_aux=True)
+            (pulls_M,) = pull(jnp.ones(()))
+
+        def pulled(params: Mapping[str, jax.Array], batch: Batch, pulls: Any):
+            value, sums, after = part(params, batch)
+            losses = jax.tree.map(lambda pull, one: jnp.sum(pull * one), pulls, sums)
+            return sum(jax.tree.leaves(losses), start=value), (value, after)
+
+        def body(total: Any, one: tuple[Batch, Any]):
+            grads, (value, after) = jax.grad(pulled, has_aux=True)(params, *one)
+            return jax.tree.map(jnp.add, total, (grads, value)), after
+
+        zero = jax.tree.map(jnp.zeros_like, params), jnp.zeros(())
+        (grads, value), after = jax.lax.scan(body, zero, (micro, pulls_M))
+        return (grads, (value, aux)), jax.tree.map(join, after)
 
     def step(state: State, hyper: Hyper, batch: Batch) -> tuple[State, jax.Array]:
         progress = state["step"].astype(jnp.float32) / hyper["steps"]

@@ -16,6 +16,7 @@ from model.count import count
 from model.decoder import build
 from model.ffns.moe import Spec
 from model.spec import BlockSpec, ModelSpec
+from parallelism.errors import InputError
 from parallelism.mesh import make_mesh
 from parallelism.place import batch_sharding, constrainer, replicated
 from tests import properties as p
@@ -141,7 +142,7 @@ RUN = put(
 BIAS = "repeat.0.ffn.router.bias"
 
 
-def two_steps(mesh: dict[str, int] | None = None, *, accumulate: int = 1) -> dict[str, Any]:
+def two_steps(mesh: dict[str, int] | None = None) -> dict[str, Any]:
     run = put(RUN, {f"execution.mesh.{k}": v for k, v in (mesh or {}).items()})
     devices, built = make_mesh(run.execution.mesh), build(run.model)
     loss = partial(
@@ -156,7 +157,7 @@ def two_steps(mesh: dict[str, int] | None = None, *, accumulate: int = 1) -> dic
     shardings = state_shardings(built, abstract_state(built), devices)
     rows = batch_sharding(devices)
     step = jax.jit(
-        train_step(built, loss, accumulate=accumulate),
+        train_step(built, loss, accumulate=1),
         in_shardings=(shardings, None, rows),
         out_shardings=(shardings, None),
     )
@@ -202,9 +203,62 @@ def test_every_mesh_counts_the_whole_batch(mesh: dict[str, int], unsharded: dict
     assert_close(found, unsharded, what=str(mesh))
 
 
-def test_micro_batches_count_the_whole_batch(unsharded: dict[str, Any]):
-    found = two_steps(accumulate=4)
-    assert np.array_equal(found["params"][BIAS], unsharded["params"][BIAS])
+def micro_batches_change_nothing(spec: ModelSpec, **how: Any) -> None:
+    """One step in float64."""
+    run, built = replace(RUN, model=spec), build(spec)
+    how = {"layers": "scan", "remat": "none", "isolate": True, "dtype": jnp.float64, **how}
+    loss, numbers = partial(forward, built, constrain=unplaced, **how), hyper(run)
+    params: Any = p.trained_params(built)
+
+    def stepped(accumulate: int, batches: list[p.Batch]) -> tuple[list[dict], str]:
+        traced = jax.jit(train_step(built, loss, accumulate=accumulate)).trace(
+            state, numbers, batches[0]
+        )
+        step = traced.lower().compile()
+        return [step(state, numbers, batch)[0] for batch in batches], str(traced.jaxpr)
+
+    with jax.enable_x64(True):
+        state = jax.tree.map(
+            lambda x: x.astype(np.float64) if x.dtype == np.float32 else x,
+            initial_state(built, 0, params=params),
+        )
+        data = dict(p.batch(8, 16))
+        # unequal weights: losses of tokens are divided by the tokens of all micro-batches
+        data["weights_BT"] = data["weights_BT"].at[::4, 3:].set(0.0)
+        (whole,), program = stepped(1, [data])
+        (parts,), other = stepped(4, [data])
+        assert program != other, "the programs do not differ"
+        quarters, _ = stepped(1, [{k: v[i::4] for k, v in data.items()} for i in range(4)])
+    for name in ("loss", "loss/balance", "stat/expert_load"):
+        mean = np.mean([float(one["window"][name]) for one in quarters])
+        assert abs(mean / float(whole["window"][name]) - 1) > 1e-4, (
+            f"{name} is a mean over micro-batches"
+        )
+    for a, b in zip(jax.tree.leaves(parts), jax.tree.leaves(whole), strict=True):
+        # of an array's largest entry
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-10 * max(np.max(np.abs(b)), 1e-30))
+
+
+LOUD = {"balance_weight": 0.5, "z_weight": 0.5}  # so that a wrong gradient is seen
+
+
+def test_micro_batches_have_the_losses_and_the_bias_of_the_whole_batch(no_float32: None):
+    micro_batches_change_nothing(model(**LOUD))
+
+
+@pytest.mark.slow
+def test_micro_batches_of_a_chain_in_parallel_streams_have_them_too(no_float32: None):
+    chain = {"kind": "chain_of_experts", **KNOBS, **LOUD}
+    block = BlockSpec(mixer=p.PARTNER["mixers"], ffn=chain)
+    streams = {"count": 2, "prefix": 2}
+    stacks = {"first": (block,), "repeat": (block,), "streams": streams}
+    spec = ModelSpec(d_model=32, n_layers=3, vocab=64, **stacks)
+    micro_batches_change_nothing(spec, layers="unroll")
+
+
+def test_micro_batches_are_refused_where_rows_share_the_slots_of_a_capacity():
+    with pytest.raises(InputError, match="write its capacity null, or execution.accumulate=1"):
+        put(replace(RUN, model=model(capacity=1.0, block=None)), {"execution.accumulate": 2})
 
 
 def test_a_run_logs_load_and_losses_and_keeps_the_bias_in_its_checkpoint(root, corpus):

@@ -13,7 +13,6 @@ from model import archs
 from model.context import unplaced
 from model.count import count
 from model.decoder import Model, build
-from model.ops import attention
 from model.spec import BlockSpec, ModelSpec
 from tests.properties import batch, trained_params
 from train.objectives import next_token
@@ -92,14 +91,6 @@ def grouped(**model: Any) -> Model:
         }
     )
     return build(ModelSpec(d_model=WIDTH, n_layers=2, vocab=32, repeat=(block,), **model))
-
-
-@pytest.fixture
-def no_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Norms, scores and logits are float32 by name in any compute type: read those as float64."""
-    monkeypatch.setattr(jnp, "float32", jnp.float64)
-    wide = partial(jnp.einsum, preferred_element_type=jnp.float64)
-    monkeypatch.setattr(attention, "_product", wide)
 
 
 @pytest.mark.parametrize(

@@ -234,8 +234,7 @@ def test_how_it_is_run_changes_nothing(root):
     single = trained(run_of(), data)
     for changes in (
         {"execution.remat": "full", "execution.layers": "scan"},
-        # not accumulated: the balance loss of experts is one of each micro-batch
-        {"execution.mesh.data": 4, "execution.mesh.fsdp": 2},
+        {"execution.mesh.data": 2, "execution.mesh.fsdp": 2, "execution.accumulate": 2},
     ):
         assert_close(trained(run_of(**changes), data), single, what=str(changes))
 
