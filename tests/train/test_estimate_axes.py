@@ -77,9 +77,7 @@ def test_sequence_schemes_need_and_send_what_the_compiled_step_does(name, mesh, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "mesh", [{"expert": 4}, {"data": 2, "expert": 4}, {"data": 8}, {"fsdp": 8}], ids=str
-)
+@pytest.mark.parametrize("mesh", [{"expert": 4}, {"data": 2, "expert": 4}, {"fsdp": 8}], ids=str)
 def test_experts_need_and_send_what_the_compiled_step_does(mesh):
     check(on(mesh, "moe"))
 
