@@ -277,7 +277,7 @@ def test_the_fit_of_a_file_carries_the_contract(tmp_path, capsys):
     assert told["mean"] == pytest.approx(1.7 + 400 / 1e9**0.34 + 410 / 2e10**0.28, rel=1e-6)
     production = tmp_path / "production.json"
     assert ladder.main(
-        ["size", str(out), "--flops=1e20", "--devices=h100:8", f"--out={production}", "--json=-"]
+        ["size", str(out), "--flops=1e20", "--devices=h100:4", f"--out={production}", "--json=-"]
     ) == 0  # fmt: skip
     sized = json.loads(capsys.readouterr().out)
     for name in ("N", "D", "loss"):
