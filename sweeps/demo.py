@@ -67,7 +67,7 @@ SIZES = {
     # whether a new architecture goes the whole path; a law of so short runs is not to be believed
     "smoke": Size(
         budgets=(1e10, 2e10, 4e10),
-        widths=((16, 24, 32),) * 3,
+        widths=((16, 24, 32, 40),) * 3,
         seeds=(1, 1, 1),
         settings={**COMMON, "evaluation.tokens": 16_384},
     ),
