@@ -17,6 +17,8 @@ from analysis.files import Wanted, read_file
 from parallelism.errors import InputError, nearest
 from train.record import Run, flatten, read_runs
 
+TOTAL = "causal_attn"  # the convention in which a run records what went into its origin
+
 
 @dataclass(frozen=True)
 class Table:
@@ -151,6 +153,13 @@ def _run_row(run: Run) -> dict[str, Any]:
     row["tokens_planned"] = run.counts.get("tokens_planned")
     if isinstance(tokens, int | float):
         row |= {f"C.{k}": v * tokens for k, v in per_token.items() if isinstance(v, int | float)}
+    if f"C.{TOTAL}" in row and run.spec.get("start"):
+        # with all that went into the run it began from; missing where that was not recorded
+        before = _part(run.counts, "start").get("flops")
+        known = isinstance(before, int | float)
+        row[f"C.{TOTAL}_total"] = row[f"C.{TOTAL}"] + before if known else None
+    elif f"C.{TOTAL}" in row:
+        row[f"C.{TOTAL}_total"] = row[f"C.{TOTAL}"]
     return {k: v for k, v in row.items() if v is not None}
 
 

@@ -8,6 +8,7 @@ from analysis.observations import observe
 from analysis.quantities import D, N, Quantity
 from parallelism.errors import InputError
 from tests.analysis.synthetic import Truth, counts, grid, write_run, write_sweep
+from train.record import read_json, write_json
 
 RATIOS = {"small": 3.3, "large": 3.3 * 1.3}  # bytes a token, a factor of 1.3 apart as in T9
 
@@ -180,3 +181,22 @@ def test_compute_of_a_file_is_its_own_column_or_six_nd(tmp_path):
     np.testing.assert_allclose(own.flops_per_token, [[1e6, 1e7], [2e6, 1.5e7]], rtol=1e-14)
     with pytest.raises(InputError, match="--convention: causal_attn"):
         observe(path, convention="causal_attn")
+
+
+def test_total_compute_has_what_went_into_the_origin_and_is_missing_where_nobody_knows(tmp_path):
+    scratch, grown, unknown = (
+        write_run(tmp_path, width=w, tokens=1e6, loss=3.0) for w in (64, 96, 128)
+    )
+    for run_id, start in ((grown, {"flops": 7e12}), (unknown, {})):
+        for name in ("spec.json", "counts.json"):
+            path = tmp_path / run_id / name
+            write_json(path, {**read_json(path), "start": {"run": scratch, **start}})
+    own = {r: 1e6 * counts(w)[1] for r, w in ((scratch, 64), (grown, 96), (unknown, 128))}
+    found = observe(tmp_path, convention="causal_attn_total")
+    C = dict(zip(found.id, found.columns["C"].tolist(), strict=True))
+    assert C[scratch] == pytest.approx(own[scratch])
+    assert C[grown] == pytest.approx(own[grown] + 7e12)
+    assert [e["id"] for e in found.excluded] == [unknown]
+    assert found.conventions["C"] == "causal_attn_total"
+    plain = observe(tmp_path)
+    assert dict(zip(plain.id, plain.columns["C"].tolist(), strict=True)) == pytest.approx(own)
