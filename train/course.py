@@ -225,12 +225,17 @@ class Course:
         spent = {"seconds": self.seconds, "device_seconds": self.on_devices}
         self.checkpoints.save(self.step, state, {**self.data.position(self.step), **spent})
 
+    def save_last(self, state: Callable[[], State]) -> None:
+        """Begin the checkpoint of where the run stops, unless it is there or begun."""
+        assert self.checkpoints is not None
+        if self.moved and self.bad is None:
+            if self.step not in self.checkpoints.manager.all_steps():
+                self.save(state())
+
     def end(self, state: Callable[[], State], compilations: list[Compilation]) -> Outcome:
         """The last checkpoint and the result; of a run that could go on, where it resumes."""
         assert self.checkpoints is not None
-        if self.moved and self.bad is None:
-            if not self.goes_on or self.step not in self.checkpoints.manager.all_steps():
-                self.save(state())
+        self.save_last(state)
         self.checkpoints.wait()
         reason = self.bad
         if self.goes_on:

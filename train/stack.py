@@ -145,8 +145,7 @@ class _Stack:
                 for i in [i for i, course in self.live.items() if course.saves]:
                     with self._own(i):
                         self.live[i].save(self._take(i))
-            for i in list(self.live):
-                self._end(i)
+            self._end(list(self.live))
 
     def _read(self) -> None:
         """What the next step sees; a run that has ended sees its last batch again."""
@@ -179,8 +178,7 @@ class _Stack:
         for i, course in logged.items():
             with self._own(i):
                 course.write()
-                if not course.goes_on:
-                    self._end(i)
+        self._end([i for i, course in logged.items() if i in self.live and not course.goes_on])
 
     def _evaluate(self, asked: Mapping[int, Course]) -> None:
         """Every measure of these runs, one batch of each at a time."""
@@ -210,11 +208,15 @@ class _Stack:
             for i, measure in mine.items():
                 asked[i].row |= report(measure, sums[i], asked[i].spec.objective)
 
-    def _end(self, i: int) -> None:
-        course = self.live[i]
-        with self._own(i):
-            made, self.compilations = self.compilations, []  # told once, by the first to end
-            self._leave(i, course.end(lambda: self._take(i), made))
+    def _end(self, places: Sequence[int]) -> None:
+        for i in places:  # all are being written before any is waited for
+            with self._own(i):
+                self.live[i].save_last(lambda i=i: self._take(i))
+        for i in [i for i in places if i in self.live]:
+            with self._own(i):
+                how = self.live[i].end(lambda i=i: self._take(i), self.compilations)
+                self.compilations = []  # told once, by the first to end
+                self._leave(i, how)
 
     def _leave(self, i: int, how: Outcome | InputError) -> None:
         self.leave(self.live.pop(i), how)
