@@ -46,7 +46,7 @@ from train.step import abstract_state
 HERE = Path(__file__).resolve().parent
 LEAST_SECONDS = 0.05  # of one timing: shorter calls are repeated
 ATTENTION = (kernels.PLAIN, *kernels.names())
-NAIVE_SECONDS = 20.0  # a naive form that takes longer at one length is not tried at the next
+NAIVE_SECONDS = 1.0  # a naive form that takes longer at one length is not tried at the next
 
 
 def mixers(names: list[str], d_model: int) -> dict[str, LayerSpec]:
