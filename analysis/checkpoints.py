@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from analysis import tables
+from analysis import tables, tags
 from analysis.artefact import FAILED, Fit
 from analysis.coordinates import evaluate
 from analysis.curve_features import reader_of, seen_at_ends
 from analysis.observations import Observations
 from analysis.schedules import History, cosine, linear, logged, of_spec, wsd
+from analysis.units import NATS, UNSTATED
 from parallelism.errors import InputError, nearest
 from train.record import Run, read_runs
 
@@ -159,9 +160,7 @@ def checkpoints(
     histories = {
         c: logged(number["step"][curve == c], number["lr"][curve == c]) for c in code.values()
     }
-    return _flagged(
-        str(source), runs, curve, number, histories, unit="as in the file", ended={}, bad={}
-    )
+    return _flagged(str(source), runs, curve, number, histories, unit=UNSTATED, ended={}, bad={})
 
 
 def refuse_iid(observations: Observations) -> None:
@@ -189,12 +188,14 @@ def _of_runs(root: str | Path, loss: str) -> Checkpoints:
     histories: dict[float, History] = {}
     ended: dict[float, float] = {}
     bad: dict[float, str] = {}
+    units: set[str] = set()
     for run in read_runs(root):
         rows = [row for row in run.metrics() if loss in row]
         if not rows:
             continue
         code = float(len(names))
         names.append(run.run_id)
+        units.add(str(run.counts.get("loss_unit", NATS)))  # all there was before runs said it
         histories[code] = of_spec(run.spec)
         if run.status != "done":
             bad[code] = run.status
@@ -209,7 +210,7 @@ def _of_runs(root: str | Path, loss: str) -> Checkpoints:
     if not names:
         raise InputError(str(root), f"no run has logged {loss}", "name another loss, as loss/train")
     number = {k: np.array(v) for k, v in cells.items()}
-    unit = "bits/byte" if loss.startswith("bpb") else "nats/token"
+    unit = tags.unit_of_runs(loss, units, source=str(root))
     return _flagged(
         str(root), tuple(names), number["curve"], number, histories, unit=unit, ended=ended, bad=bad
     )

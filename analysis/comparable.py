@@ -7,6 +7,7 @@ import numpy as np
 from analysis.artefact import FAILED, Fit
 from analysis.multiplier import Curve
 from analysis.predict import RATIO_SLACK
+from analysis.units import BITS, BOUND, UNSTATED
 from parallelism.errors import InputError
 
 # what decides a loss, or its compute, by itself
@@ -15,7 +16,6 @@ MUST = ("loss_unit", "loss", "C", "N", "data.tokenizer", "data.sources", "data.f
 TELL = (*MUST, "data.seq_len", "schedule.kind")
 # tags that runs state and files do not: theirs are names of columns
 RUNS = {"N": ("params.",), "loss": ("loss/", "bpb/")}
-BITS_PER_BYTE, UNSTATED = "bits/byte", "as in the file"
 
 
 def abscissa(a: Fit, b: Fit, names: tuple[str, str]) -> dict[str, str]:
@@ -56,11 +56,16 @@ def check(a: Fit, b: Fit, names: tuple[str, str], evaluation_sd: tuple[float, fl
         left, right = a.conventions.get(key), b.conventions.get(key)
         if left == right or not _stated(key, left) or not _stated(key, right):
             continue
-        if key == "data.tokenizer" and _unit(a) == _unit(b) == BITS_PER_BYTE:
+        if key == "data.tokenizer" and all(_unit(x).startswith(BITS) for x in (a, b)):
             continue
         if key == "C" and abscissa(a, b, names)["name"] != "C":
             continue
+        plain = {str(tag).removesuffix(BOUND) for tag in (left, right)}
+        bound = key == "loss_unit" and len(plain) == 1
+        if bound and evaluation_sd[0 if str(left).endswith(BOUND) else 1]:
+            continue  # stated as the bound it is, and warned of
         also = ", or both in bits per byte" if key == "data.tokenizer" else ""
+        also += ", or state the bound's error as evaluation_sd" if bound else ""
         raise InputError(
             key, f"{left} of {names[0]}, {right} of {names[1]}", f"fit both in one{also}"
         )

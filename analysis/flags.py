@@ -9,7 +9,7 @@ from analysis.cells import Column
 from analysis.columns import PLANNED, REACHED, VOCABULARY
 from analysis.quantities import Quantity
 from analysis.tables import Table
-from analysis.units import Source, advice, implausible
+from analysis.units import NATS, Source, advice, implausible
 
 Flags = dict[int, str]
 
@@ -77,16 +77,21 @@ def duplicates(table: Table, ids: tuple[str, ...], taken_M: np.ndarray) -> Flags
 
 
 def above_uniform(table: Table, loss_M: np.ndarray) -> Flags:
-    """Losses in nats per token above log V: worse than a guess, where the vocabulary is known."""
+    """Losses in nats per token above log V: worse than a guess, where the vocabulary is known.
+
+    Of runs, those that say so: a bound may lie above a guess, and a series has no vocabulary.
+    """
     column = table.first(*VOCABULARY)
     if column is None:
         return {}
     with np.errstate(invalid="ignore", divide="ignore"):
         most_M = np.log(column.number_M)
-        above = np.flatnonzero(np.isfinite(most_M) & np.isfinite(loss_M) & (loss_M > most_M))
+        above_M = np.isfinite(most_M) & np.isfinite(loss_M) & (loss_M > most_M)
+    if table.is_runs:
+        above_M &= np.array([row.get("loss_unit") == NATS for row in table.rows])
     return {
         int(i): f"loss: above log V ({loss_M[i]:.4g} > ln {column[int(i)]:g} = {most_M[i]:.4g})"
-        for i in above
+        for i in np.flatnonzero(above_M)
     }
 
 

@@ -24,7 +24,9 @@ from analysis.tables import read
 from analysis.units import (
     BITS,
     NATS,
+    UNSTATED,
     Source,
+    in_bits,
     unit_of,
 )
 from parallelism.errors import InputError
@@ -147,7 +149,8 @@ def observe(
     along_runs = bool(ALONG_RUNS & set(kinds))
     kept_M = assemble.kept(table, mapping, numbers, where)
     found_unit = tags.unit_in(table, mapping, assemble.used(reasons) & kept_M)
-    if "loss" in numbers and found_unit != BITS:
+    in_bytes = found_unit.startswith(BITS)
+    if "loss" in numbers and not in_bytes:
         flag(flags.above_uniform(table, numbers["loss"]))
     if not along_runs:
         flag(flags.stopped(table, numbers.get("D")))
@@ -157,11 +160,11 @@ def observe(
         with np.errstate(invalid="ignore", divide="ignore"):
             numbers["sd"] = numbers["sd"] / numbers[output.name]
     ratio = assemble.ratio(numbers)
-    if unit == BITS and found_unit != BITS:
+    if unit == BITS and not in_bytes:
         numbers["loss"] = assemble.converted(numbers, ratio, flag)
-        found_unit = BITS
-    elif unit == NATS and found_unit == BITS:
-        raise InputError("--unit", unit, "the losses are in bits/byte; leave --unit out")
+        found_unit, in_bytes = in_bits(found_unit), True
+    elif unit == NATS and not found_unit.startswith((NATS, UNSTATED)):
+        raise InputError("--unit", unit, f"the losses are in {found_unit}; leave --unit out")
     labels = assemble.labels(table, mapping, kinds, numbers, assemble.used(reasons))
     for array in numbers.values():
         array.setflags(write=False)
@@ -184,6 +187,6 @@ def observe(
         unit=found_unit,
         along_runs=along_runs,
     )
-    if ratio is not None and found_unit != BITS:
+    if ratio is not None and not in_bytes:
         tags.refuse_mixed_ratios(table, ratio[found.used])
     return dataclasses.replace(found, conventions=conventions)

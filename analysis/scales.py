@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, Locator, MaxNLocator, NullFormatter, NullLocator
 
 from analysis.quantities import Quantity
+from analysis.units import UNSTATED
 
 
 def count(value: float, _: object = None) -> str:
@@ -94,9 +95,7 @@ def _ticked(axis: Any, text: object, most: int) -> None:
 def loss_label(conventions: object) -> str:
     names = dict(conventions) if isinstance(conventions, dict) else {}
     unit = names.get("loss_unit", "")
-    return f"{names.get('loss', 'loss')}" + (
-        f", {unit}" if unit and unit != "as in the file" else ""
-    )
+    return f"{names.get('loss', 'loss')}" + (f", {unit}" if unit and unit != UNSTATED else "")
 
 
 def axis_label(quantity: Quantity | str, conventions: object) -> str:

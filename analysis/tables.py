@@ -14,6 +14,7 @@ import numpy as np
 
 from analysis.cells import Column, Rows
 from analysis.files import Wanted, read_file
+from analysis.units import NATS
 from parallelism.errors import InputError, nearest
 from train.record import Run, flatten, read_runs
 
@@ -69,7 +70,8 @@ class Table:
                 )
                 and any(row.get(n) != first[n] for row in self.rows)
             ]
-            columns = [*always[:4], *varying, *always[4:]]
+            unit = {row.get("loss_unit", NATS) for row in self.rows} - {NATS}
+            columns = [*always[:4], *varying, *always[4:], *(["loss_unit"] if unit else [])]
             columns = [c for c in columns if any(row.get(c) is not None for row in self.rows)]
         for name in columns:
             if name not in self.columns:
@@ -150,6 +152,8 @@ def _run_row(run: Run) -> dict[str, Any]:
     row |= _environment(run.env)
     tokens = metrics.get("tokens")
     row |= {"N": params.get("total"), "D": tokens}
+    # all there was before runs said it
+    row["loss_unit"] = str(run.counts.get("loss_unit", NATS))
     row["tokens_planned"] = run.counts.get("tokens_planned")
     if isinstance(tokens, int | float):
         row |= {f"C.{k}": v * tokens for k, v in per_token.items() if isinstance(v, int | float)}

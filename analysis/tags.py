@@ -7,13 +7,13 @@ files in columns such as `tokenizer` or `dataset`, where they have them.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 
 from analysis.tables import Table
-from analysis.units import BITS, NATS, RATIO, Source, unit_of
+from analysis.units import BITS, NATS, RATIO, UNSTATED, Source, in_bits, unit_of
 from parallelism.errors import InputError
 
 SIX_ND = "six_nd"  # the convention C = 6 N D, the only one a file of N and D has
@@ -64,23 +64,35 @@ def is_bits(column: str) -> bool:
     return column.startswith(("bpb", "bits_per_byte", "bits/byte"))
 
 
+def unit_of_runs(column: str, units: Collection[str], *, source: str) -> str:
+    """The unit of a column of runs whose losses are in `units`; refuses several."""
+    if len(units) > 1:
+        raise _mixed(source, "loss_unit", sorted(units), "")
+    unit = next(iter(units), NATS)
+    if is_bits(column):
+        return in_bits(unit)
+    return unit if column.startswith("loss") else UNSTATED
+
+
 def unit_in(table: Table, mapping: Mapping[str, Source], used_M: np.ndarray) -> str:
     """The unit that the loss column is in, as far as the source says it; refuses several."""
     if "loss" not in mapping:
         return ""
-    if is_bits(mapping["loss"].column):
-        return BITS
+    column = mapping["loss"].column
     if table.is_runs:
-        return NATS
+        units = set(table.column("loss_unit").texts(used_M))
+        return unit_of_runs(column, units, source=table.source)
+    if is_bits(column):
+        return BITS
     for name in table.columns:
         if _plain(name) in UNIT:
             texts = table.column(name).texts(used_M)
             units = {unit_of(text, field=f"{table.source}: {name}") for text in texts}
             if len(units) > 1:
-                raise _mixed(table, name, sorted(units), "")
+                raise _mixed(table.source, name, sorted(units), "")
             if units:
                 return units.pop()
-    return "as in the file"
+    return UNSTATED
 
 
 def conventions_of(
@@ -104,7 +116,7 @@ def conventions_of(
     if unit:
         out["loss_unit"] = unit
     taken = {source.column for source in mapping.values()}
-    bits = unit == BITS
+    bits = unit.startswith(BITS)
     for path in ONE_VALUE if table.is_runs else [n for n in table.columns if is_tag(n)]:
         plain = _plain(path)
         # a law may have the tag as its input, and a law of curves is about several schedules
@@ -114,7 +126,7 @@ def conventions_of(
         # a corpus is fingerprinted as its tokeniser encoded it
         if len(values) > 1 and not (bits and plain in (*TOKENISER, "data.fingerprint")):
             more = ", or compare bits per byte with --unit bpb" if plain in TOKENISER else ""
-            raise _mixed(table, path, values, more)
+            raise _mixed(table.source, path, values, more)
         if values:
             out[path] = values[0] if len(values) == 1 else ", ".join(values[:6])
     return out
@@ -131,9 +143,9 @@ def refuse_mixed_ratios(table: Table, ratio_M: np.ndarray) -> None:
         )
 
 
-def _mixed(table: Table, path: str, values: list[str], more: str) -> InputError:
+def _mixed(source: str, path: str, values: list[str], more: str) -> InputError:
     return InputError(
-        f"{table.source}: {path}",
+        f"{source}: {path}",
         f"mixed: {' and '.join(values[:3])}",
         f'separate them, for example --where "{_example(path, values[0])}"{more}',
     )

@@ -13,6 +13,8 @@ from analysis.quantities import Quantity
 from parallelism.errors import InputError
 
 NATS, BITS = "nats/token", "bits/byte"
+BOUND = " (upper bound)"  # ends the unit of a loss that is one
+UNSTATED = "as in the file"
 SPELLED = {
     "nats/token": NATS,
     "nats": NATS,
@@ -42,6 +44,11 @@ def unit_of(text: str, *, field: str = "--unit") -> str:
     if found is None:
         raise InputError(field, text, f"write {NATS} or {BITS}")
     return found
+
+
+def in_bits(unit: str) -> str:
+    """The unit of a loss in `unit` once it is in bits per byte: of a bound, a bound."""
+    return BITS + (BOUND if unit.endswith(BOUND) else "")
 
 
 def bits_per_byte(loss_M: np.ndarray, *, bytes_per_token_M: np.ndarray) -> np.ndarray:

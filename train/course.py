@@ -133,6 +133,7 @@ class Course:
                     "flops_per_token": counts.flops_per_token,
                     "tokens_planned": spec.tokens,
                     "steps_planned": spec.steps,
+                    "loss_unit": spec.objective.unit,
                     "bytes_per_token": self.data.bytes_per_token(),
                     **self.begun,
                 },

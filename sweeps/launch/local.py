@@ -323,6 +323,7 @@ def _counts(spec: RunSpec) -> dict[str, Any]:
         "flops_per_token": counts.flops_per_token,
         "tokens_planned": spec.tokens,
         "steps_planned": spec.steps,
+        "loss_unit": spec.objective.unit,
     }
 
 

@@ -19,7 +19,7 @@ from analysis.fit import fit
 from analysis.solve import solve
 from parallelism.errors import InputError
 from tests.analysis.curve_truth import TRAINED, losses, observed, rows
-from train.record import DONE, RunDir
+from train.record import DONE, RunDir, read_json, write_json
 
 LAW = laws.resolve("annealing_size")
 TRUTH = {"L0": 1.7, "A": 0.6, "alpha": 0.4, "C": 0.3, "B": 50.0, "beta": 0.3}
@@ -172,6 +172,10 @@ def test_the_ledgers_of_runs_are_checkpoints_with_the_rates_of_their_specs(tmp_p
     assert len(checkpoints(tmp_path, loss="loss/train").step) == 200
     with pytest.raises(InputError, match="loss/nothing"):
         checkpoints(tmp_path, loss="loss/nothing")
+    path = tmp_path / "aaaaaaaaaaaa" / "counts.json"
+    write_json(path, {**read_json(path), "loss_unit": "nats/token (upper bound)"})
+    with pytest.raises(InputError, match="loss_unit: mixed: nats/token and nats/token .upper"):
+        checkpoints(tmp_path)
 
 
 def test_checkpoints_of_a_run_are_not_resampled_one_by_one(family):

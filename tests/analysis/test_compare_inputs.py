@@ -158,6 +158,8 @@ def test_parallel_streams_are_worth_the_parameters_that_were_published(streams):
 
 # -- refusals -------------------------------------------------------------------------------------
 
+BOUNDED = "nats/token (upper bound)"
+
 
 def tagged(one, **tags):
     return dataclasses.replace(one, conventions=dict(one.conventions) | tags)
@@ -168,6 +170,11 @@ def tagged(one, **tags):
     [
         ({"C": "causal_attn"}, "C: .*causal_attn"),
         ({"loss_unit": "bits/byte"}, "loss_unit"),
+        (
+            {"loss_unit": BOUNDED},
+            r"nats/token of A, nats/token \(upper bound\) of B; .*evaluation_sd",
+        ),
+        ({"loss_unit": "Huber loss of a normalised number"}, "nats/token of A, Huber loss.* of B"),
         ({"data.tokenizer": "bpe"}, "data.tokenizer: .*bits per byte"),
         ({"data.sources": "c4"}, "data.sources"),
         ({"N": "params.non_embedding"}, "N: "),
@@ -181,6 +188,13 @@ def test_conventions_that_differ_are_refused_in_one_line(base, twice, tags, says
     with pytest.raises(InputError, match=says) as error:
         compare(one, other)
     assert "\n" not in str(error.value)
+
+
+def test_a_bound_whose_error_is_stated_is_compared_as_a_bound(base, twice):
+    found = compare(base, tagged(twice, loss_unit=BOUNDED), evaluation_sd=(0.0, 0.01))
+    assert any("loss of B is a bound" in w for w in found.warnings)
+    with pytest.raises(InputError, match="loss_unit"):
+        compare(base, tagged(twice, loss_unit=BOUNDED), evaluation_sd=(0.01, 0.0))
 
 
 def test_tokenisers_may_differ_in_bits_per_byte_and_columns_of_files_in_name(base, twice):

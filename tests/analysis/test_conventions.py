@@ -6,6 +6,7 @@ import pytest
 from analysis.fit import fit
 from analysis.observations import observe
 from analysis.quantities import D, N, Quantity
+from analysis.tables import table
 from parallelism.errors import InputError
 from tests.analysis.synthetic import Truth, counts, grid, write_run, write_sweep
 from train.record import read_json, write_json
@@ -200,3 +201,35 @@ def test_total_compute_has_what_went_into_the_origin_and_is_missing_where_nobody
     assert found.conventions["C"] == "causal_attn_total"
     plain = observe(tmp_path)
     assert dict(zip(plain.id, plain.columns["C"].tolist(), strict=True)) == pytest.approx(own)
+
+
+def test_losses_of_several_units_are_refused_and_separated_by_what_the_runs_record(tmp_path):
+    old, text, bound, series = (
+        write_run(tmp_path, width=64, tokens=1e6 * k, loss=6.0 if k > 2 else 3.0)
+        for k in (1, 2, 3, 4)
+    )
+    units = {
+        text: "nats/token",
+        bound: "nats/token (upper bound)",
+        series: "Huber loss of a normalised number",
+    }
+    for run_id, unit in units.items():
+        path = tmp_path / run_id / "counts.json"
+        write_json(path, {**read_json(path), "loss_unit": unit})
+        path = tmp_path / run_id / "spec.json"
+        spec = read_json(path)
+        write_json(path, {**spec, "model": {**spec["model"], "vocab": 256}})
+    with pytest.raises(InputError, match=r"mixed: Huber loss .* and nats/token and nats.*bound\);"):
+        observe(tmp_path)
+    plain = observe(tmp_path, where="loss_unit == 'nats/token'")
+    assert set(plain.ids) == {old, text} and plain.conventions["loss_unit"] == "nats/token"
+    for run_id in (bound, series):  # above log V, which says nothing against them
+        one = observe(tmp_path, where=f"loss_unit == '{units[run_id]}'")
+        assert one.ids == (run_id,) and one.conventions["loss_unit"] == units[run_id]
+    with pytest.raises(InputError, match="losses are in Huber loss"):
+        observe(tmp_path, run_ids=[series], unit="nats")
+    bits = observe(tmp_path, run_ids=[bound], unit="bpb")
+    assert bits.conventions["loss_unit"] == "bits/byte (upper bound)"
+    with pytest.raises(InputError, match="loss_unit: mixed"):
+        observe(tmp_path, run_ids=[text, bound], unit="bpb")
+    assert "loss_unit" in table(tmp_path).text()

@@ -31,6 +31,7 @@ def test_a_run_leaves_the_directory_of_the_contract(root: Path, corpus: SourceSp
     assert from_dict(run.spec) == spec
     assert run.status == outcome.status == "done"
     assert run.counts["tokens_planned"] == 128 * STEPS
+    assert run.counts["loss_unit"] == "nats/token"
     assert {"total", "non_embedding", "active"} <= set(run.counts["params"])
     assert run.env["devices"]["count"] == 8 and run.env["versions"]["jax"]
     assert run.env["resolved"] == {

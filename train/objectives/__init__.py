@@ -82,6 +82,7 @@ class ObjectiveSpec:
 
     kind: str
 
+    unit: ClassVar[str] = "nats/token"  # of `loss/<set>`, as analysis shows and compares it
     takes: ClassVar[tuple[str, ...]] = ("text",)  # kinds of rows: what its sources may give
     reads_order: ClassVar[bool] = False  # whether its loss finds neighbours by their places
 
@@ -103,7 +104,7 @@ class ObjectiveSpec:
     def report(
         self, name: str, sums: Sequence[Any], *, bytes_per_token: float | None, answers: bool
     ) -> dict[str, float]:
-        """What is recorded of `score` summed over the set `name`: `loss/<name>` in nats per token;
+        """What is recorded of `score` summed over the set `name`: `loss/<name>` in `unit`;
         `bpb/<name>` in bits per byte where the text's bytes are known; `accuracy/<name>`, the share
         of right answers, where only answers are asked for.
         """

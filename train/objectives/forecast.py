@@ -39,6 +39,7 @@ class Spec(ObjectiveSpec):
     statistics: Literal["row", "context"] = "row"
     horizons: tuple[int, ...] = Field(default=(), exclude=True, repr=False)  # the model's
 
+    unit: ClassVar[str] = "Huber loss of a normalised number"
     takes: ClassVar[tuple[str, ...]] = ("values",)
     reads_order: ClassVar[bool] = True
 

@@ -7,7 +7,7 @@ nats a token, not a likelihood, and lies above what a causal model of the same t
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -31,6 +31,8 @@ class Spec(ObjectiveSpec):
     # The official evaluation draws 128 while it trains; with the draws of a thousand rows together,
     # four leave 0.3 % of error (rows of 256 tokens).
     samples: int = Field(default=4, ge=1)
+
+    unit: ClassVar[str] = "nats/token (upper bound)"
 
     @property
     def over_positions(self) -> bool:
