@@ -32,6 +32,10 @@ TOLD = {
     "token_ring": ([("q", -1), ("(y, lse) straight home", 1)], "k v stay; layout of zigzag"),
     "ulysses": ([("q k v, then y back", 0)], "between: all positions of a quarter of the heads"),
     "all_gather": ([("k v to all", 0)], "q stays; for one layer each device has all k v"),
+    "lasp2": (
+        [("(A, M) of a device's positions to all", 0)],
+        "q k v stay; A carries a state past the device, M is what it adds: no size of T",
+    ),
 }
 
 
@@ -76,6 +80,8 @@ def hops(axes: Axes, name: str) -> None:
     hop = (device[:, None] - device) % WAYS
     if name in ("ulysses", "all_gather"):
         hop = np.zeros_like(hop)
+    if name == "lasp2":  # other devices' keys come as one state
+        hop = np.minimum(hop, 1)
     shades = plt.get_cmap("Blues")(np.linspace(0.85, 0.3, WAYS))[hop]
     shades[~seen] = 1
     axes.imshow(shades, interpolation="nearest")
