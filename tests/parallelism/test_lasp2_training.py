@@ -10,7 +10,7 @@ SLOW = pytest.mark.slow
 HYBRID = {"model__n_layers": 4}
 # Heads that are normed where they say little amplify rounding over the steps: at 1e-3 retnet ends
 # 1.99e-5 of its parameters apart, and as much (1.99e-5) over data 2 x fsdp 4, where no sequence is
-# shared; at 1e-4 it is 3.4e-7 on both. lightning's moments: 1.08e-5 and .99e-5, then 3.8e-7, 3.2e-7.
+# shared; at 1e-4 it is 3.4e-7 on both. lightning's moments: 1.08e-5, .99e-5; 3.8e-7, 3.2e-7.
 NORMED = {"optim__lr": 1e-4}
 CASES = [
     pytest.param(arch, mesh, {"optim__lr": 1e-3, **knobs}, id=what, marks=SLOW)
