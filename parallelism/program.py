@@ -124,6 +124,8 @@ class _Reader:
                 outs = self.read(closed.jaxpr, inner)
             elif name == "scan" and eqn.params["length"] == 1:
                 outs = self.once(eqn, ins)
+            elif name == "unstack":
+                outs = self.unstacked(eqn, ins[0])
             elif name in SAME and len(ins) == len(eqn.outvars) and name != "optimization_barrier":
                 outs = ins
             else:
@@ -145,6 +147,20 @@ class _Reader:
         env = dict(zip(body.jaxpr.constvars, map(_constant, body.consts), strict=True))
         outs = self.read(body.jaxpr, env | dict(zip(body.jaxpr.invars, given, strict=True)))
         return [*outs[:m], *(shaped(v, (1, *v.shape)) for v in outs[m:])]
+
+    def unstacked(self, eqn: Any, v: Val) -> list[Val]:
+        """Parts of one along a dim, without it: one operation in newer jax (0.12 at least), and what
+        slices and reshapes say in older."""
+        d, outs = eqn.params["axis"], []
+        for i in range(v.shape[d]):
+            part = Val((*v.shape[:d], 1, *v.shape[d + 1 :]), v.itemsize)
+            start = tuple(i if k == d else 0 for k in range(len(v.shape)))
+            limit = tuple(a + n for a, n in zip(start, part.shape, strict=True))
+            taken = {"start_indices": start, "limit_indices": limit, "strides": None}
+            self.ops.append(Op("slice", [v], [part], taken))
+            outs.append(Val((*v.shape[:d], *v.shape[d + 1 :]), v.itemsize))
+            self.ops.append(Op("reshape", [part], [outs[-1]], {"new_sizes": outs[-1].shape}))
+        return outs
 
     def apart(self, ins: list[Val]) -> list[Val]:
         """The inputs of what is to be computed again: what was computed from them is not shared."""
