@@ -149,8 +149,8 @@ class _Reader:
         return [*outs[:m], *(shaped(v, (1, *v.shape)) for v in outs[m:])]
 
     def unstacked(self, eqn: Any, v: Val) -> list[Val]:
-        """Parts of one along a dim, without it: one operation in jax 0.12, slices and reshapes in
-        0.10."""
+        """Parts of one along a dim, without it: one operation of jax 0.12, here the slices and
+        reshapes that it amounts to."""
         d, outs = eqn.params["axis"], []
         for i in range(v.shape[d]):
             part = Val((*v.shape[:d], 1, *v.shape[d + 1 :]), v.itemsize)
