@@ -61,12 +61,12 @@ class Roll:
         for other, line in self.lines.items():
             if other != index:
                 _send(line, {"lost": index})
-        print(
+        said = (
             f"error: process {index} is gone, so this one ends too; the same command goes on from "
-            "the last checkpoint",
-            file=sys.stderr,
-            flush=True,
+            "the last checkpoint\n"
         )
+        sys.stderr.write(said)  # in one piece: JAX's own threads log into the same stream
+        sys.stderr.flush()
         os._exit(LOST)  # the main thread may wait for the lost process in a collective
 
 
