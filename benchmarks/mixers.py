@@ -7,8 +7,7 @@ of parameters and input), beside its naive twin and beside attention, in float32
 elsewhere. `--attention cudnn` (or pallas) puts the softmax attention of the fast forms to the
 device's kernel. Sides take turns within a round; figures are medians over rounds, with the
 quartiles in the JSON. Memory is the compiler's own count of temporaries. What would need more than
-`--memory` GiB is not run and says so. `--compile` times the compilation of a training step at 4 and
-24 layers.
+`--memory` GiB is not run and says so.
 """
 
 import argparse
@@ -18,7 +17,6 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,17 +29,11 @@ from flax import nnx
 from model import archs
 from model.block import base_sizes
 from model.context import Context
-from model.decoder import build
 from model.param import Declare, initial
 from model.spec import LayerSpec, Parametrisation, resolve
 from parallelism import kernels
 from parallelism.axes import MeshSpec
 from parallelism.mesh import make_mesh
-from train.paths import put
-from train.programs import traced
-from train.schedule import hyper
-from train.spec import RunSpec
-from train.step import abstract_state
 
 HERE = Path(__file__).resolve().parent
 LEAST_SECONDS = 0.05  # of one timing: shorter calls are repeated
@@ -180,27 +172,6 @@ def at_length(
     return rows
 
 
-def compile_seconds(name: str, n_layers: int, d_model: int) -> float:
-    """Tracing, lowering and compiling a training step with scanned layers."""
-    spec = archs.build(name, d_model)
-    unit = len(spec.repeat)
-    ends = len(spec.first) + len(spec.last)
-    deep = replace(spec, n_layers=ends + unit * max(1, round((n_layers - ends) / unit)))
-    run = put(
-        RunSpec(model=deep),
-        {"data.seq_len": 256, "budget.batch_tokens": 1024, "execution.layers": "scan"},
-    )
-    model = build(deep)
-    mesh = make_mesh(run.execution.mesh)
-    step, _ = traced(run, model, mesh)
-    shape = jax.ShapeDtypeStruct((4, 256), jnp.int32)
-    batch = {k: shape for k in ("tokens_BT", "targets_BT", "segments_BT")}
-    batch["weights_BT"] = jax.ShapeDtypeStruct((4, 256), jnp.float32)
-    begun = time.perf_counter()
-    jax.jit(step).lower(abstract_state(model), hyper(run), batch).compile()
-    return time.perf_counter() - begun
-
-
 def machine() -> dict[str, Any]:
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True
@@ -293,7 +264,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--memory", type=float, default=4.0, help="GiB of temporaries at most")
     parser.add_argument("--attention", default=kernels.PLAIN, choices=ATTENTION)
-    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--out", type=Path, default=HERE / "mixers.json")
     parser.add_argument("--figure", type=Path, default=HERE / "figures" / "mixers.svg")
     given = parser.parse_args()
@@ -314,12 +284,6 @@ def main() -> None:
         )
         print(f"length {length} done", flush=True)
     result = {"machine": machine(), "d_model": given.d_model, "rounds": given.rounds, "rows": rows}
-    if given.compile:
-        result["compile"] = {
-            name: {n: compile_seconds(name, n, given.d_model) for n in (4, 24)} for name in specs
-        }
-        for name, seconds in result["compile"].items():
-            print(f"{name:16} compile 4 layers {seconds[4]:.1f} s, 24 layers {seconds[24]:.1f} s")
     given.out.write_text(json.dumps(result, indent=1) + "\n")
     figure(rows, given.figure)
     print(table(rows, lengths))
