@@ -14,6 +14,10 @@ from analysis.svg import ACCENT, INK, MEASURED, MUTED, STYLE, colour
 from benchmarks.zoo_plan import Zoo, word
 from benchmarks.zoo_results import BASELINE, LAW, at_width
 
+# best first: Arora et al. 2023 (arXiv 2312.04927), Yang et al. 2024 (arXiv 2406.06484)
+EXPECTED = {"recall": ("dense", "deltanet", "gla", "linear")}
+UNSTEADY = 0.1  # seeds whose accuracies are farther apart than this are told one by one
+
 
 def order(found: dict[str, Any], zoo: Zoo) -> list[str]:
     """Best loss at the largest budget first; architectures without one after them."""
@@ -230,6 +234,12 @@ def _notes(value: dict[str, Any], zoo: Zoo) -> list[str]:
             f"the largest ({max(zoo.widths)}): there the optimum lies at the edge of the grid or "
             "beyond it, and the loss is not quite the compute-optimal one."
         )
+    for task in zoo.tasks:
+        notes += _separation(task, value["archs"])
+    if zoo.budgets and any(
+        "?" in _ratio(one.get("against", {}).get("multiplier")) for one in value["archs"].values()
+    ):
+        notes.append("- In intervals, `?` is an end that is not finite.")
     loads = [o["cost"]["load"] for o in value["archs"].values() if "load" in o.get("cost", {})]
     if loads and max(loads) > 1.5:  # a step of its own is about 1
         notes.append(
@@ -237,6 +247,35 @@ def _notes(value: dict[str, Any], zoo: Zoo) -> list[str]:
             "only large ratios mean something."
         )
     notes += [f"- **{a}** is left out: {why}" for a, why in sorted(value["left_out"].items())]
+    return notes
+
+
+def _separation(task: str, found: dict[str, Any]) -> list[str]:
+    """Whether neighbours of the papers' order are apart by their intervals, and unsteady seeds."""
+    at = {
+        name: one["tasks"][task]
+        for name, one in found.items()
+        if one["tasks"].get(task, {}).get("lo") is not None
+    }
+    notes = []
+    expected = [name for name in EXPECTED.get(task, ()) if name in at]
+    pairs = []
+    for better, worse in zip(expected, expected[1:], strict=False):
+        a, b = at[better], at[worse]
+        verdict = "holds" if a["lo"] > b["hi"] else "NOT SO" if b["lo"] > a["hi"] else "not apart"
+        pairs.append(f"{better} {a['mean']:.3f} over {worse} {b['mean']:.3f}: {verdict}")
+    if pairs:
+        notes.append(
+            f"- {task}: the papers have {' > '.join(expected)}. By the intervals here: "
+            f"{'; '.join(pairs)}."
+        )
+    unsteady = [
+        f"{word(name)} {', '.join(f'{a:.3f}' for a in one['accuracies'])}"
+        for name, one in at.items()
+        if max(one["accuracies"]) - min(one["accuracies"]) > UNSTEADY
+    ]
+    if unsteady:
+        notes.append(f"- {task}: seeds that ended far apart: {'; '.join(unsteady)}.")
     return notes
 
 

@@ -53,6 +53,25 @@ def test_every_architecture_has_the_same_flops_seeds_and_steps():
     assert len({(r.labels["task"], r.spec.steps) for r in task.runs}) == len(zoo.tasks)
 
 
+def test_the_papers_order_is_judged_by_intervals_and_unsteady_seeds_are_told():
+    def one(*accuracies: float):
+        return {"tasks": {"recall": {"accuracies": list(accuracies), **interval(accuracies)}}}
+
+    found = {
+        "dense": one(0.99, 1.0, 1.0),
+        "deltanet": one(0.99, 0.98, 1.0),
+        "gla": one(0.40, 0.41, 0.42),
+        "linear": one(0.6, 0.61, 0.62),
+        "ssd": one(0.2, 0.9, 0.9),
+    }
+    order, unsteady = zoo_page._separation("recall", found)
+    assert "dense 0.997 over deltanet 0.990: not apart" in order
+    assert "deltanet 0.990 over gla 0.410: holds" in order
+    assert "gla 0.410 over linear 0.610: NOT SO" in order
+    assert unsteady.endswith("ssd 0.200, 0.900, 0.900.") and "dense" not in unsteady
+    assert zoo_page._separation("parity", found) == []
+
+
 @pytest.mark.slow
 def test_the_page_is_made_from_the_run_directories_and_names_what_is_missing(root):
     zoo = Zoo(
