@@ -16,6 +16,7 @@ import numpy as np
 
 from benchmarks.zoo_plan import Zoo
 from parallelism.place import batch_sharding, replicated
+from sweeps.launch.machine import cores
 from sweeps.plan import Plan
 from train.counted import counted
 from train.environment import environment
@@ -99,6 +100,7 @@ def _measured(spec: RunSpec, root: Path) -> dict[str, Any]:
         "tokens_per_second": spec.budget.batch_tokens / statistics.median(seconds[WARM:]),
         "temporary_bytes": None if memory is None else int(memory.temp_size_in_bytes),
         "load": os.getloadavg()[0],
+        "cores": len(cores()),
         "commit": environment()["commit"],
     }
 

@@ -114,9 +114,9 @@ def page(value: dict[str, Any], zoo: Zoo, *, figure: str) -> str:
         "## Speed, memory, decode state",
         "",
         f"One training step of {rows} x {length} tokens at width {width}, compiled for this "
-        "machine, float32, the median of a few steps in one process; temporary memory is what the "
-        f"compiler asks for beside parameters and their moments; decode state is numbers kept for "
-        f"one sequence of {length} tokens, and how they grow with a token more.",
+        f"machine, float32, the median of a few steps in one process{_cores(found)}; temporary "
+        "memory is what the compiler asks for beside parameters and their moments; decode state is "
+        f"numbers kept for one sequence of {length} tokens, and how they grow with a token more.",
         "",
         "| architecture | parameters | tokens/s | temporaries, MB | decode state | per token |",
         "|---|---|---|---|---|---|",
@@ -174,6 +174,13 @@ def _cost_row(name: str, one: dict[str, Any], length: int) -> str:
         f"{state['per_token']:,}",
     ]
     return f"| {word(name)} | {' | '.join(cells)} |"
+
+
+def _cores(found: dict[str, Any]) -> str:
+    used = sorted(
+        {one["cost"]["cores"] for one in found.values() if "cores" in one.get("cost", {})}
+    )
+    return f" on {' or '.join(map(str, used))} core{'s' * (used != [1])}" if used else ""
 
 
 def _mean(at: dict[str, Any], spec: str) -> str:
