@@ -31,3 +31,19 @@ def nearest(word: str, known: Iterable[str]) -> str:
         return f"did you mean {close[0]}?"
     head = ", ".join(known[:12])
     return f"choose one of {head}" + (", ..." if len(known) > 12 else "")
+
+
+def nearest_path(path: str, known: Iterable[str]) -> str:
+    """`nearest` of a dotted path: where its parent is right, only the last name is compared, as the
+    rest would make any field beside it look near. A field of that very name elsewhere comes first.
+    """
+    known = sorted(known)
+    parent, _, leaf = path.rpartition(".")
+    beside = {p.rpartition(".")[2]: p for p in known if parent and p.rpartition(".")[0] == parent}
+    close = difflib.get_close_matches(leaf, beside, n=1, cutoff=0.5)
+    elsewhere = [p for p in known if p.endswith(f".{leaf}")]
+    if len(elsewhere) == 1:
+        return f"did you mean {elsewhere[0]}?"
+    if close:
+        return f"did you mean {beside[close[0]]}?"
+    return "choose one of " + ", ".join(beside.values()) if beside else nearest(path, known)

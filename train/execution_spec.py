@@ -1,12 +1,21 @@
 """How is a run run, as a value? Nothing here changes the science: it is recorded, not hashed."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
 from parallelism.axes import SPEC, MeshSpec
 from parallelism.errors import nearest
+
+
+def _scheme(name: str) -> str:
+    from parallelism import sequence  # which imports jax
+
+    known = (sequence.NONE, sequence.AUTO, *sequence.names())
+    if name not in known:
+        raise ValueError(f"no such way to share a sequence; {nearest(name, known)}")
+    return name
 
 
 @dataclass(frozen=True, kw_only=True, config=SPEC)
@@ -14,7 +23,8 @@ class ExecutionSpec:
     """How it is run: nothing here changes the science, all of it is recorded."""
 
     mesh: MeshSpec = Field(default_factory=MeshSpec)
-    sequence: str = "auto"  # how devices share a sequence: a file of parallelism/sequence, or none
+    # how devices share a sequence: a file of parallelism/sequence, or none
+    sequence: Annotated[str, AfterValidator(_scheme)] = "auto"
     # Where the residual stream lies between layers: whole on every device of a tensor group, or its
     # positions shared among them (parallelism/rules.py).
     residuals: Literal["whole", "sharded"] = "whole"
@@ -39,13 +49,6 @@ class ExecutionSpec:
     log_every: int = Field(default=50, ge=1)  # steps
 
     def __post_init__(self):
-        from parallelism import sequence  # which imports jax
-
-        known = (sequence.NONE, sequence.AUTO, *sequence.names())
-        if self.sequence not in known:
-            raise ValueError(
-                f"{self.sequence} is no way to share a sequence; {nearest(self.sequence, known)}"
-            )
         if self.stack % self.mesh.run:
             raise ValueError(
                 f"execution.mesh.run {self.mesh.run} does not divide the runs of execution.stack "

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from parallelism.errors import InputError, nearest
+from parallelism.errors import InputError, nearest_path
 from train.record import flatten
 from train.spec import RunSpec, from_dict, to_dict
 
@@ -99,4 +99,4 @@ def _child(node: Any, key: str, path: str, spec: RunSpec) -> Any:
         return node[key]
     if isinstance(node, list) and key.isdigit() and int(key) < len(node):
         return node[int(key)]
-    raise InputError(path, "no such path", nearest(path, known_paths(spec)))
+    raise InputError(path, "no such path", nearest_path(path, known_paths(spec)))

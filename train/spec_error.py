@@ -6,7 +6,7 @@ from typing import Any, get_type_hints
 
 from pydantic import ValidationError
 
-from parallelism.errors import InputError, nearest
+from parallelism.errors import InputError, nearest_path
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def input_error(error: ValidationError, *, source: str, root: type) -> InputErro
     rows = [r for r in rows if not any(other.path.startswith(f"{r.path}.") for other in rows)]
     path, given, kind, message = rows[0].path, rows[0].given, rows[0].kind, rows[0].message
     if kind == "unexpected_keyword_argument":
-        message = "no such field; " + nearest(path, rows[0].known or _siblings(root, path))
+        message = "no such field; " + nearest_path(path, rows[0].known or _siblings(root, path))
     elif kind in ("missing", "missing_argument", "missing_keyword_only_argument"):
         given, message = "nothing", "this field is required; write a value"
     elif isinstance(given, dict | tuple | list) or hasattr(given, "kwargs"):

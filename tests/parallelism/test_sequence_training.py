@@ -193,7 +193,9 @@ def test_what_cannot_be_shared_is_one_line_before_anything_is_compiled(
 
 
 def test_a_scheme_that_is_none_is_refused_with_the_nearest():
-    with pytest.raises(InputError, match="execution: zigzga is no way .* did you mean zigzag"):
+    with pytest.raises(
+        InputError, match="execution.sequence: zigzga; no such .* did you mean zigzag"
+    ):
         put(run(), {"execution.sequence": "zigzga"})
 
 
