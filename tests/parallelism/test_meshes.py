@@ -14,11 +14,13 @@ from model.decoder import build
 from parallelism.errors import InputError
 from parallelism.mesh import make_mesh
 from parallelism.place import batch_sharding
+from parallelism.sequence import NONE
 from train.batches import training
 from train.loop import open_text
 from train.paths import put
 from train.programs import state_shardings, traced
 from train.schedule import hyper
+from train.scheme import scheme_name
 from train.spec import RunSpec, SourceSpec
 from train.spread import placer
 from train.step import initial_state
@@ -33,6 +35,7 @@ MESHES = {
     "expert x tensor": {"fsdp": 2, "expert": 2, "tensor": 2, "residuals": "sharded"},
     "pipeline x tensor": {"pipeline": 2, "data": 2, "tensor": 2},
     "fsdp": {"fsdp": 4, "data": 2},
+    "sequence x data": {"sequence": 4, "data": 2},
     "pipeline x fsdp": {"pipeline": 2, "fsdp": 4},
     "rounds": {"pipeline": 2, "fsdp": 2, "rounds": 2, "microbatches": 4, "remat": "full"},
 }
@@ -41,6 +44,7 @@ REFUSED = {
     ("encoder_decoder", "pipeline x tensor"): "has an encoder beside it; write 1",
 }
 ALL = ("expert x tensor", "pipeline x tensor")
+NO_SCHEME = "sequence x data"  # of every architecture whose sequences the compiler shares
 ONE_GROUP = ("hybrid", "ssd")  # heads share one key: not for tensor to divide
 # what a repeated unit of an architecture needs to be cut in two
 DEEPER = {"hybrid": 8, "blockdense": 3, "blockshuffle": 3, "lowrank": 3, "rwkv7": 3}
@@ -143,7 +147,10 @@ def test_training_on_more_meshes_equals_one_device(corpus, tmp_path, name, meshe
 @pytest.mark.parametrize("name", archs.names())
 def test_every_architecture_trains_the_same_on_meshes(corpus, tmp_path, name: str):
     run, single = of_arch(name, corpus), None
-    for mesh in ("fsdp", "pipeline x fsdp") if name in ONE_GROUP else ALL:
+    meshes = ("fsdp", "pipeline x fsdp") if name in ONE_GROUP else ALL
+    if scheme_name(on(run, MESHES[NO_SCHEME])) == NONE:
+        meshes = (*meshes, NO_SCHEME)
+    for mesh in meshes:
         if said := REFUSED.get((name, mesh)):
             with pytest.raises((InputError, ValueError), match=said):
                 on(run, MESHES[mesh])
