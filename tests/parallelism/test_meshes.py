@@ -83,10 +83,15 @@ def on(run: RunSpec, mesh: dict[str, Any]) -> RunSpec:
     )
 
 
-def trained(run: RunSpec, folder: Path) -> dict[str, Any]:
-    """Losses, parameters and sums of statistics after ten steps, compiled as a run's are."""
+def trained(run: RunSpec, folder: Path, *, dtype: Any = np.float32) -> dict[str, Any]:
+    """Losses, parameters, moments of gradients and sums of statistics after ten steps, compiled as
+    a run's are; what is float32 in a run is kept in `dtype`.
+    """
     model, mesh = build(run.model), make_mesh(run.execution.mesh)
-    state = initial_state(model, run.seed)
+    state, numbers = jax.tree.map(
+        lambda x: x.astype(dtype) if x.dtype == np.float32 else x,
+        (initial_state(model, run.seed), hyper(run)),
+    )
     shardings, rows = state_shardings(model, state, mesh), batch_sharding(mesh)
     step = jax.jit(
         traced(run, model, mesh)[0],
@@ -96,9 +101,10 @@ def trained(run: RunSpec, folder: Path) -> dict[str, Any]:
     data, (place, _) = open_text(run, cache=folder), placer(mesh, run)
     state, losses = jax.device_put(state, shardings), []
     for i in range(STEPS):
-        state, loss = step(state, hyper(run), place(training(run, data, i)))
+        state, loss = step(state, numbers, place(training(run, data, i)))
         losses.append(float(loss))
-    return {"losses": losses, "params": state["params"], "window": state["window"]}
+    moments = {"mu": state["opt"][1].mu, "nu": state["opt"][1].nu}
+    return {"losses": losses, "params": state["params"], "window": state["window"], **moments}
 
 
 def assert_same(found: dict[str, Any], single: dict[str, Any]) -> None:
