@@ -430,6 +430,7 @@ def check(args: argparse.Namespace) -> int:
         cache=args.root / ".cache" / "data",
         widths=_whole_numbers("--widths", args.widths),
         lr=args.lr,
+        rows=args.rows,
     )
     _out(args, found.to_json(), found.text())
     return OK if found.flat else BAD_ANSWER

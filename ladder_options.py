@@ -202,6 +202,7 @@ def table(verbs: Sequence[Callable[[argparse.Namespace], int]]) -> Parser:
     one.add_argument("--arch", default="dense", metavar="NAME", help="(default: dense)")
     one.add_argument("--widths", default="64,128,256,512", metavar="A,B", help="to compare")
     one.add_argument("--lr", type=_number, default=0.01, help="of the few steps")
+    one.add_argument("--rows", type=_whole, default=8, metavar="N", help="of a batch (default: 8)")
     _set(one)
 
     one = verb("bench")

@@ -23,6 +23,9 @@ WIDER = {"gla": (64, 128, 256)}
 SEEDS = {"moe": 6, "chain_of_experts": 6, "time_moe": 6}
 
 
+# deltanet's gradient of 8 rows is mostly noise, whose share of a change falls with width: its
+# stream's slope is -0.134 there, -0.032 on 32 rows (six seeds: -0.057) and +0.011 on 128.
+ROWS = {"deltanet": 32}
 LENGTHS = {"forecast": 128}  # its farthest head looks 64 ahead
 
 
@@ -46,7 +49,9 @@ def check(name: str, kind: str, corpus: SourceSpec, cache: Path) -> Check:
         model=replace(spec, n_layers=n_layers, parametrisation=rule),
         data=read(spec.objective, corpus),
     )
-    return coordinate_check(run, cache=cache, widths=widths, seeds=SEEDS.get(name, 2))
+    return coordinate_check(
+        run, cache=cache, widths=widths, rows=ROWS.get(name, 8), seeds=SEEDS.get(name, 2)
+    )
 
 
 @pytest.mark.slow
@@ -60,20 +65,8 @@ def test_changes_are_flat_in_width_under_mup_and_grow_under_standard(root: Path,
     assert grown.to_json()["flat"] is False and "NOT flat" in grown.text()
 
 
-# A finding, not a tolerance: deltanet's stream comes to its limit slowly. Slopes of two seeds:
-# -0.134 over widths 32 to 128, -0.123 over 64 to 256, -0.077 over 128 to 512 (flat).
-# Without the short convolution (taps 1) -0.104 over 32 to 128, so that is not all of the cause; the
-# rest (unit keys, beta, the heads' norm) was not taken apart.
-NOT_FLAT = pytest.mark.xfail(strict=True, reason="deltanet is flat from width 128 on only")
-
-
-def named() -> list:
-    marks = {"deltanet": NOT_FLAT}
-    return [pytest.param(n, marks=marks.get(n, ())) for n in archs.names() if n != "dense"]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", named())
+@pytest.mark.parametrize("name", [n for n in archs.names() if n != "dense"])
 def test_every_named_architecture_is_flat_in_width_or_says_it_is_not_covered(
     name: str, root: Path, corpus
 ):
