@@ -248,7 +248,7 @@ def _notes(value: dict[str, Any], zoo: Zoo) -> list[str]:
     ):
         notes.append("- In intervals, `?` is an end that is not finite.")
     loads = [o["cost"]["load"] for o in value["archs"].values() if "load" in o.get("cost", {})]
-    if loads and max(loads) > 1.5:  # a step of its own is about 1
+    if zoo.budgets and loads and max(loads) > 1.5:  # a step of its own is about 1
         notes.append(
             f"- Speeds were taken beside other work (load {min(loads):.1f} to {max(loads):.1f}): "
             "only large ratios mean something."
