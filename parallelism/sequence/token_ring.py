@@ -6,7 +6,9 @@ the zigzag, for equal work. The backward pass sends queries round again with the
 they found, and the gradients of queries home.
 """
 
+import functools
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,13 +29,18 @@ class Scheme(zigzag.Scheme):
         q, k, v = heads_first(q, k, v)
         rank = jax.lax.axis_index(AXIS)
         part = sight.visit(self.begun(sight, q, ahead), q, (k, v), marks, rank, rank)
-        here = q
-        for t, wanted in enumerate(stops(sight), start=1):
-            here = self.turn(here, by=-1)
-            if wanted:
+        coming, home, wanted = self.turn(q, by=-1), None, stops(sight)
+        for t, stop in enumerate(wanted, start=1):
+            here = _after(part, coming)
+            if t < len(wanted):
+                coming = self.turn(here, by=-1)  # while the queries that are here are worked on
+            before, home = home, None
+            if stop:
                 owner = self._source(rank, -t)
                 found = sight.visit(nothing(q), here, (k, v), marks, owner, rank)
-                part = join(part, self.turn(found, by=t))
+                home = self.turn(found, by=t)  # while the next are
+            part = part if before is None else join(part, before)
+        part = part if home is None else join(part, home)
         y = queries_back(part[0], kept["q"].dtype)
         return y, {**kept, "y": y, "lse": part[1]}
 
@@ -46,15 +53,21 @@ class Scheme(zigzag.Scheme):
         dq, dk, dv = sight.visit_backward(q, (k, v), marks, rank, rank, **every)
         more, dahead = self.begun_backward(sight, q, ahead, every)
         dq, both = dq + more, jnp.stack([q, every["dy"]])
-        here = (both, every["lse"], every["dlse"])
-        for t, wanted in enumerate(stops(sight), start=1):
-            here = self.turn(here, by=-1)
-            if wanted:
+        coming = self.turn((both, every["lse"], every["dlse"]), by=-1)
+        home, wanted = None, stops(sight)
+        for t, stop in enumerate(wanted, start=1):
+            here = _after((dq, dk, dv), coming)
+            if t < len(wanted):
+                coming = self.turn(here, by=-1)
+            before, home = home, None
+            if stop:
                 owner, (both, lse, dlse) = self._source(rank, -t), here
                 theirs = {"lse": lse, "dy": both[1], "dlse": dlse}
                 found = sight.visit_backward(both[0], (k, v), marks, owner, rank, **theirs)
-                dq = dq + self.turn(found[0], by=t)
+                home = self.turn(found[0], by=t)
                 dk, dv = dk + found[1], dv + found[2]
+            dq = dq if before is None else dq + before
+        dq = dq if home is None else dq + home
         return *grads_back((dq, dk, dv), kept), dahead
 
     def kept_specs(self, kv_heads: int) -> dict[str, PartitionSpec]:
@@ -78,6 +91,16 @@ class Scheme(zigzag.Scheme):
         )
         home = Traffic(stopped * (queries + rates) * layer.wide, stopped * queries * layer.wide)
         return round_, home
+
+
+def _after(done: Any, held: Any) -> Any:
+    """`held`, and not before `done` is there, bit for bit unless that has a NaN. Hops are written
+    out, as each sends home over another distance, and XLA is free to send all queries ahead and to
+    keep what every hop found: memory would grow with the ring. On CPU it does so, and drops
+    `optimization_barrier`.
+    """
+    there = functools.reduce(jnp.maximum, [jnp.max(x) for x in jax.tree.leaves(done)])
+    return jax.tree.map(lambda x: jnp.where(there == there, x, jnp.nan), held)
 
 
 def stops(sight: Sight) -> list[bool]:

@@ -127,12 +127,12 @@ def test_the_program_computes_positions_as_the_host_does():
 
 
 @SLOW
-@pytest.mark.parametrize("name", ["ring", "zigzag"])
+@pytest.mark.parametrize("name", ["ring", "striped", "zigzag", "token_ring"])
 def test_memory_does_not_grow_with_the_ring_as_autodiff_would_let_it(name: str):
     """Temporary bytes at one length of a device's own part, by the compiler's count."""
 
     def temporary(ways: int, *, by_hand: bool) -> int:
-        knobs = {"length": 32 * ways, "rows": 1, "documents": False, "per_head": 16}
+        knobs = {"length": 32 * ways, "rows": 1, "documents": False, "per_head": 64}
         case = Case(name, mesh=MeshSpec(sequence=ways), **knobs)
         arrays = case.place({n: x.astype(np.float32) for n, x in case.arrays.items()})
         run = case.shared if by_hand else partial(by_autodiff, case)
