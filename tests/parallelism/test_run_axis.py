@@ -28,10 +28,11 @@ BIAS = {"model.repeat.0.ffn.bias_rate": 1e-2}
     [
         ("quasi_lstm", CARRY, {"data": 2}),
         ("moe", BIAS, {"expert": 2, "tensor": 2, "residuals": "sharded"}),
+        ("dense", {}, {"fsdp": 4}),
         ("dense", {}, {"sequence": 2, "data": 2}),
         ("dense", {}, {"pipeline": 2, "tensor": 2}),
     ],
-    ids=["carry x data", "expert x tensor", "sequence", "pipeline"],
+    ids=["carry x data", "expert x tensor", "fsdp", "sequence", "pipeline"],
 )
 def test_runs_over_devices_are_the_runs_alone(
     root: Path, tmp_path: Path, corpus: SourceSpec, name: str, changes: Any, mesh: Any
