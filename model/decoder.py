@@ -61,7 +61,7 @@ class Decoder(nnx.Module):
         over layers, `stat/` their mean, `buffer/PATH` what a buffer's update is made from.
         """
         x_BTD, aux = self.stream(tokens_BT, ctx, dtype=dtype)
-        return self._said(x_BTD, ctx), _means(aux)
+        return self.said(x_BTD, ctx), _means(aux)
 
     def sums(
         self, tokens_BT: jax.Array, ctx: Context, measure: Any, along: Params, *, dtype: Any
@@ -76,7 +76,7 @@ class Decoder(nnx.Module):
 
         def said(head: Any, x_BTD: jax.Array, ctx: Context, along: Params, body: Any) -> Any:
             own = nnx.merge(graph, head, body)
-            return measure(own._said(x_BTD, ctx), along)
+            return measure(own.said(x_BTD, ctx), along)
 
         return streamed_sums(said, head, x_BTD, ctx, along, body), _means(aux)
 
@@ -143,7 +143,7 @@ class Decoder(nnx.Module):
             ctx = replace(ctx, shared={"source_segments": state["source_segments"]})
         x_BTD, aux, held = self._through(tokens_BT, ctx, state, dtype=dtype)
         after = {**state, **held, "position": state["position"] + T}
-        return self._said(x_BTD, ctx), _means(aux), after
+        return self.said(x_BTD, ctx), _means(aux), after
 
     def _through(
         self, tokens_BT: jax.Array, ctx: Context, state: DecodeState | None, *, dtype: Any
@@ -167,7 +167,7 @@ class Decoder(nnx.Module):
         x_BTD, more, after["last"], _ = once(self.last, x_BTD, ctx, held["last"])
         return x_BTD, add_aux(aux, more), after
 
-    def _said(self, x_BTD: jax.Array, ctx: Context) -> jax.Array:
+    def said(self, x_BTD: jax.Array, ctx: Context) -> jax.Array:
         return self.ends.readout(self._together(x_BTD, ctx), ctx)
 
     def _apart(

@@ -4,10 +4,13 @@ import os
 from importlib import metadata
 
 FLAGS = ["--xla_force_host_platform_device_count=8"]
-if metadata.version("jaxlib").startswith("0.10."):  # XLA aborts on a flag that it does not know
+jaxlib = metadata.version("jaxlib")  # XLA aborts on a flag that it does not know
+if jaxlib.startswith(("0.10.", "0.12.")):
     # a quarter of the time to compile; XLA's own passes stay on, and no property depends on these
-    FLAGS += ["--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false"]
+    FLAGS += ["--xla_backend_optimization_level=0"]
     FLAGS += ["--xla_cpu_parallel_codegen_split_count=1"]  # a program of a test is too small to cut
+if jaxlib.startswith("0.10."):
+    FLAGS += ["--xla_cpu_use_fusion_emitters=false"]
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS]).strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["WANDB_MODE"] = "disabled"

@@ -176,8 +176,7 @@ def _changes(
         )
         module = model.module(params)
         stream, _ = module.stream(batch[spec.inputs], ctx, dtype=jnp.float32)
-        logits, _ = module(batch[spec.inputs], ctx, dtype=jnp.float32)
-        return stream, logits
+        return stream, module.said(stream, ctx)
 
     normaliser = like.objective.normaliser
     step = jax.jit(train_step(model, loss, accumulate=1, normaliser=normaliser))
