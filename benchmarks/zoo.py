@@ -21,8 +21,8 @@ from typing import Any
 import jax
 
 from benchmarks import zoo_page
-from benchmarks.zoo_measure import estimate, known, measure
-from benchmarks.zoo_plan import CONVENTION, Zoo, plans, tasks
+from benchmarks.zoo_measure import compiled_over_counted, estimate, known, measure
+from benchmarks.zoo_plan import CONVENTION, Zoo, by_arch, plans, tasks
 from benchmarks.zoo_results import gather
 from model import archs
 from parallelism.errors import InputError
@@ -82,6 +82,8 @@ def run(args: argparse.Namespace) -> int:
     for arch in found:
         if arch not in left_out:
             found[arch]["cost"] = measured.get(shape_key(zoo.reference_run(arch)), {})
+    for arch, runs in by_arch(text).items() if text else ():
+        found[arch]["compiled_over_counted"] = compiled_over_counted(runs[len(runs) // 2].spec)
     kept = {arch: one for arch, one in found.items() if arch not in left_out}
     value = _value(args, zoo, kept, left_out)
     figure = docs / "figures" / f"{zoo.out}.svg"

@@ -8,13 +8,18 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.zoo_plan import Zoo
+from model.context import unplaced
+from model.count import count
+from model.decoder import build
 from parallelism.place import batch_sharding, replicated
 from sweeps.launch.machine import cores
 from sweeps.plan import Plan
@@ -25,7 +30,7 @@ from train.record import read_json, write_json
 from train.schedule import hyper
 from train.spec import RunSpec
 from train.spread import spread
-from train.step import initial_state
+from train.step import forward, initial_state
 
 WARM, TIMED = 2, 11  # steps; the median of the timed ones is told
 PER_RUN = (
@@ -103,6 +108,29 @@ def _measured(spec: RunSpec, root: Path) -> dict[str, Any]:
         "cores": len(cores()),
         "commit": environment()["commit"],
     }
+
+
+def compiled_over_counted(spec: RunSpec) -> float:
+    """The compiler's FLOPs of a forward pass of one batch over those that are counted for it (of
+    attention all scores): above 1 by what is no matrix product, and by what is made once a step.
+    """
+    model, batch = build(spec.model), abstract_batch(spec)
+    params = {k: jax.ShapeDtypeStruct(d.shape, jnp.float32) for k, d in model.declarations.items()}
+    run = partial(
+        forward,
+        model,
+        constrain=unplaced,
+        layers="unroll",
+        remat="none",
+        dtype=jnp.float32,
+        isolate=True,
+        objective=spec.objective.loss,
+    )
+    analysis = jax.jit(run).lower(params, batch).cost_analysis()
+    assert analysis is not None, "this backend does not count"
+    counts = count(spec.model, seq_len=spec.data.seq_len)
+    counted = counts.flops_per_token["full_attn"] / 3 * spec.budget.batch_tokens
+    return float(analysis["flops"]) / counted
 
 
 def estimate(plans: Iterable[Plan], measured: dict[str, Any], *, workers: int) -> dict[str, float]:

@@ -11,12 +11,9 @@ from matplotlib.figure import Figure
 
 from analysis.fit_figure import save
 from analysis.svg import ACCENT, INK, MEASURED, MUTED, STYLE, colour
+from benchmarks.zoo_notes import notes, ratio
 from benchmarks.zoo_plan import Zoo, word
-from benchmarks.zoo_results import BASELINE, LAW, at_width
-
-# best first: Arora et al. 2023 (arXiv 2312.04927), Yang et al. 2024 (arXiv 2406.06484)
-EXPECTED = {"recall": ("dense", "deltanet", "gla", "linear")}
-UNSTEADY = 0.1  # seeds whose accuracies are farther apart than this are told one by one
+from benchmarks.zoo_results import BASELINE, LAW, near_active
 
 
 def order(found: dict[str, Any], zoo: Zoo) -> list[str]:
@@ -72,19 +69,19 @@ def page(value: dict[str, Any], zoo: Zoo, *, figure: str) -> str:
         ]
         parts += [_text_row(name, found[name], zoo) for name in names]
         parts += [""]
-        middle, budget = sorted(zoo.widths)[len(zoo.widths) // 2], max(zoo.budgets)
+        budget = max(zoo.budgets)
+        near = near_active(found, budget)
         parts += [
-            f"## At one width ({middle})",
+            "## At about equal active parameters",
             "",
-            f"The same runs at width {middle} and {budget:.3g} FLOPs: what a token meets of the "
-            "parameters is about the same (experts: those that it is sent to), and what it costs "
-            "decides how many tokens there are.",
+            f"The same runs at {budget:.3g} FLOPs, each architecture at the width whose parameters "
+            f"that a token meets (experts: those that it is sent to) come nearest to those of "
+            f"{BASELINE} at its best width; what a token costs decides how many there are.",
             "",
-            "| architecture | active parameters | FLOPs a token | tokens | loss |",
-            "|---|---|---|---|---|",
+            "| architecture | width | active parameters | FLOPs a token | tokens | loss |",
+            "|---|---|---|---|---|---|",
         ]
-        parts += [_width_row(name, at_width(found[name].get("runs", []), middle, budget))
-                  for name in names]  # fmt: skip
+        parts += [_active_row(name, near[name]) for name in names]
         parts += [""]
     if zoo.tasks:
         tasks = " | ".join(f"{n} (guess {t.chance:.2f})" for n, t in zoo.tasks.items())
@@ -109,7 +106,7 @@ def page(value: dict[str, Any], zoo: Zoo, *, figure: str) -> str:
         parts += [_task_row(name, found[name], zoo) for name in names if found[name]["tasks"]]
         parts += [""]
     if not zoo.budgets:  # a page of tasks alone
-        return "\n".join([*parts, "## How to read this", "", *_notes(value, zoo)]) + "\n"
+        return "\n".join([*parts, "## How to read this", "", *notes(value, zoo)]) + "\n"
     parts += [
         "## Speed, memory, decode state",
         "",
@@ -122,7 +119,7 @@ def page(value: dict[str, Any], zoo: Zoo, *, figure: str) -> str:
         "|---|---|---|---|---|---|",
     ]
     parts += [_cost_row(name, found[name], length) for name in names]
-    parts += ["", "## How to read this", "", *_notes(value, zoo)]
+    parts += ["", "## How to read this", "", *notes(value, zoo)]
     return "\n".join(parts) + "\n"
 
 
@@ -137,17 +134,21 @@ def _text_row(name: str, one: dict[str, Any], zoo: Zoo) -> str:
     against = one.get("against", {})
     exponent = one.get("law", {}).get("params", {}).get("alpha_C")
     cells += ["-" if exponent is None else f"{exponent:.4f}"]
-    cells += [_ratio(against.get("multiplier")), _crossing(name, against), _ended(ended)]
+    cells += [ratio(against.get("multiplier")), _crossing(name, against), _ended(ended)]
     return f"| {word(name)} | {' | '.join(cells)} |"
 
 
-def _width_row(name: str, at: dict[str, Any]) -> str:
+def _active_row(name: str, at: dict[str, Any]) -> str:
     if "active" not in at:
-        return f"| {word(name)} | | | | - |"
-    each = at["flops"] / at["tokens"]
-    return (
-        f"| {word(name)} | {at['active']:,} | {each:.3g} | {at['tokens']:,} | {_mean(at, '.4f')} |"
-    )
+        return f"| {word(name)} | | | | | - |"
+    cells = [
+        f"{at['d_model']}",
+        f"{at['active']:,}",
+        f"{at['flops'] / at['tokens']:.3g}",
+        f"{at['tokens']:,}",
+        _mean(at, ".4f"),
+    ]
+    return f"| {word(name)} | {' | '.join(cells)} |"
 
 
 def _task_row(name: str, one: dict[str, Any], zoo: Zoo) -> str:
@@ -191,13 +192,6 @@ def _mean(at: dict[str, Any], spec: str) -> str:
     return f"{at['mean']:{spec}} ± {at['hi'] - at['mean']:{spec}}"
 
 
-def _ratio(q: dict[str, Any] | None) -> str:
-    if not q or q["value"] is None:
-        return "-"
-    low, high = ("?" if q[end] is None else f"{q[end]:.2f}" for end in ("lo", "hi"))
-    return f"{q['value']:.2f} [{low}, {high}]"
-
-
 def _crossing(name: str, against: dict[str, Any]) -> str:
     if name == BASELINE:
         return "is the baseline"
@@ -212,78 +206,6 @@ def _crossing(name: str, against: dict[str, Any]) -> str:
 
 def _ended(ended: dict[str, int]) -> str:
     return ", ".join(f"{n} {status}" for status, n in sorted(ended.items())) or "0"
-
-
-def _notes(value: dict[str, Any], zoo: Zoo) -> list[str]:
-    notes = [
-        "- The runs are tiny. What separates architectures at scale may not show here, and what "
-        "shows here may not last; the interval of a multiplier says how little is known.",
-        "- Widths (and learning rates of tasks) are chosen by the seeds that are reported, which "
-        "flatters every architecture alike by a fraction of the seeds' spread.",
-        "- A diverged run is a result: it is counted under `not done` and left out of the means.",
-    ]
-    if zoo.budgets:
-        notes.append(
-            "- One learning rate, batch and schedule serve every architecture on text, chosen for "
-            f"{BASELINE}: an architecture that wants others is undersold. The loss of `diffusion` "
-            "is a bound, and `span_mixture` is asked for plain text."
-        )
-    best = [
-        at["d_model"]
-        for one in value["archs"].values()
-        for at in one["text"].values()
-        if at["d_model"] is not None
-    ]
-    low, high = (sum(w == edge for w in best) for edge in (min(zoo.widths), max(zoo.widths)))
-    if low or high:
-        notes.append(
-            f"- Of {len(best)} best widths {low} are the smallest ({min(zoo.widths)}) and {high} "
-            f"the largest ({max(zoo.widths)}): there the optimum lies at the edge of the grid or "
-            "beyond it, and the loss is not quite the compute-optimal one."
-        )
-    for task in zoo.tasks:
-        notes += _separation(task, value["archs"])
-    if zoo.budgets and any(
-        "?" in _ratio(one.get("against", {}).get("multiplier")) for one in value["archs"].values()
-    ):
-        notes.append("- In intervals, `?` is an end that is not finite.")
-    loads = [o["cost"]["load"] for o in value["archs"].values() if "load" in o.get("cost", {})]
-    if zoo.budgets and loads and max(loads) > 1.5:  # a step of its own is about 1
-        notes.append(
-            f"- Speeds were taken beside other work (load {min(loads):.1f} to {max(loads):.1f}): "
-            "only large ratios mean something."
-        )
-    notes += [f"- **{a}** is left out: {why}" for a, why in sorted(value["left_out"].items())]
-    return notes
-
-
-def _separation(task: str, found: dict[str, Any]) -> list[str]:
-    """Whether neighbours of the papers' order are apart by their intervals, and unsteady seeds."""
-    at = {
-        name: one["tasks"][task]
-        for name, one in found.items()
-        if one["tasks"].get(task, {}).get("lo") is not None
-    }
-    notes = []
-    expected = [name for name in EXPECTED.get(task, ()) if name in at]
-    pairs = []
-    for better, worse in zip(expected, expected[1:], strict=False):
-        a, b = at[better], at[worse]
-        verdict = "holds" if a["lo"] > b["hi"] else "NOT SO" if b["lo"] > a["hi"] else "not apart"
-        pairs.append(f"{better} {a['mean']:.3f} over {worse} {b['mean']:.3f}: {verdict}")
-    if pairs:
-        notes.append(
-            f"- {task}: the papers have {' > '.join(expected)}. By the intervals here: "
-            f"{'; '.join(pairs)}."
-        )
-    unsteady = [
-        f"{word(name)} {', '.join(f'{a:.3f}' for a in one['accuracies'])}"
-        for name, one in at.items()
-        if max(one["accuracies"]) - min(one["accuracies"]) > UNSTEADY
-    ]
-    if unsteady:
-        notes.append(f"- {task}: seeds that ended far apart: {'; '.join(unsteady)}.")
-    return notes
 
 
 # -- the figure ------------------------------------------------------------------------------------

@@ -131,15 +131,27 @@ def _at_budget(rows: list[dict[str, Any]], budget: float) -> dict[str, Any]:
     return {"d_model": width, **found, "losses": values, "ended": _ends(ours)}
 
 
-def at_width(rows: list[dict[str, Any]], width: int, budget: float) -> dict[str, Any]:
-    """Loss at one width and budget: about as many active parameters for every architecture."""
-    ours = [
-        r for r in rows if r["task"] == "text" and r["d_model"] == width and r["budget"] == budget
-    ]
-    if not ours:
-        return interval([])
-    same = {k: ours[0][k] for k in ("active", "tokens", "flops")}
-    return {**same, **interval(_finished(ours, "loss"))}
+def near_active(found: Mapping[str, Any], budget: float) -> dict[str, dict[str, Any]]:
+    """By architecture, loss at the width whose active parameters come nearest to those of the
+    baseline at its best width of this budget.
+    """
+    out: dict[str, dict[str, Any]] = {arch: interval([]) for arch in found}
+    cells: dict[str, dict[int, list[dict[str, Any]]]] = {}
+    for arch, one in found.items():
+        ours = cells.setdefault(arch, defaultdict(list))
+        for row in one.get("runs", []):
+            if row["task"] == "text" and row["budget"] == budget:
+                ours[row["d_model"]].append(row)
+    best = found.get(BASELINE, {}).get("text", {}).get(f"{budget:g}", {}).get("d_model")
+    if best is None:
+        return out
+    wanted = cells[BASELINE][best][0]["active"]
+    for arch, ours in cells.items():
+        if ours:
+            rows = min(ours.values(), key=lambda rows: abs(math.log(rows[0]["active"] / wanted)))
+            same = {k: rows[0][k] for k in ("d_model", "active", "tokens", "flops")}
+            out[arch] = {**same, **interval(_finished(rows, "loss"))}
+    return out
 
 
 def _task(rows: list[dict[str, Any]]) -> dict[str, Any]:

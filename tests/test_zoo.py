@@ -5,9 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from benchmarks import zoo_page
+from benchmarks import zoo_notes, zoo_page
+from benchmarks.zoo_measure import compiled_over_counted
 from benchmarks.zoo_plan import Zoo, by_arch, plans, tasks
-from benchmarks.zoo_results import _at_budget, _task, gather, interval
+from benchmarks.zoo_results import _at_budget, _task, gather, interval, near_active
 from sweeps.launch.local import sweep
 from train.loop import train
 
@@ -64,12 +65,39 @@ def test_the_papers_order_is_judged_by_intervals_and_unsteady_seeds_are_told():
         "linear": one(0.6, 0.61, 0.62),
         "ssd": one(0.2, 0.9, 0.9),
     }
-    order, unsteady = zoo_page._separation("recall", found)
+    order, unsteady = zoo_notes._separation("recall", found)
     assert "dense 0.997 over deltanet 0.990: not apart" in order
     assert "deltanet 0.990 over gla 0.410: holds" in order
     assert "gla 0.410 over linear 0.610: NOT SO" in order
     assert unsteady.endswith("ssd 0.200, 0.900, 0.900.") and "dense" not in unsteady
-    assert zoo_page._separation("parity", found) == []
+    assert zoo_notes._separation("parity", found) == []
+
+
+def test_architectures_are_compared_at_the_width_whose_active_parameters_come_nearest():
+    def runs(**active: int):
+        return [
+            row(d_model=int(w[1:]), active=n, tokens=5, flops=1e9, loss=n)
+            for w, n in active.items()
+        ]
+
+    found = {
+        "dense": {"text": {"1e+09": {"d_model": 24}}, "runs": runs(w16=100, w24=200)},
+        "other": {"text": {}, "runs": runs(w16=190, w24=400)},
+        "none": {"text": {}, "runs": []},
+    }
+    near = near_active(found, 1e9)
+    assert (near["dense"]["d_model"], near["dense"]["mean"]) == (24, 200)
+    assert (near["other"]["d_model"], near["other"]["active"]) == (16, 190)
+    assert "active" not in near["none"] and near["none"]["mean"] is None
+
+
+def test_what_is_made_once_a_step_is_seen_in_the_compilers_count():
+    cells = {
+        name: plans(Zoo(archs=(name,), budgets=(8e9,), widths=(24,), seeds=(0,)))[0]
+        for name in ("dense", "s4")
+    }
+    found = {name: compiled_over_counted(plan.runs[0].spec) for name, plan in cells.items() if plan}
+    assert found["dense"] == pytest.approx(1, abs=0.25) and found["s4"] > 2
 
 
 @pytest.mark.slow
