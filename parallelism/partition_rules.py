@@ -18,6 +18,7 @@ from parallelism.layouts import (
     reshaped,
     unsharded,
     used,
+    ways,
     without,
 )
 from parallelism.partition_loops import cond, manual, scan, while_loop
@@ -150,6 +151,23 @@ def sliced(walk: Partitioner, op: Op, ins: list[Spread]) -> list[Spread]:
     s = walk.gather(s, {a for d in changed for a in s.layout[d]})
     others = [walk.finish(o) for o in ins[1:]]
     return walk.new(op, [s, *others], [s.layout] * len(op.outs), partial=s.partial, weight=s.weight)
+
+
+def padded(walk: Partitioner, op: Op, ins: list[Spread]) -> list[Spread]:
+    """Along a sharded dim what is added on one side and cut off on the other is a shift: neighbours
+    hand on as many places."""
+    s = ins[0]
+    shifts = {
+        d: abs(int(low))
+        for d, (low, high, _) in enumerate(op.params["padding_config"])
+        if low == -high != 0 and s.layout[d]
+    }
+    if shifts:
+        s = walk.finish(s)
+    for d, places in shifts.items():
+        each = s.local(walk.mesh) * ways(s.layout[d], walk.mesh) / s.shape[d]
+        walk.send("collective-permute", s.layout[d], places * each)
+    return sliced(walk, op, [s, *ins[1:]])
 
 
 def updated(walk: Partitioner, op: Op, ins: list[Spread]) -> list[Spread]:
@@ -309,7 +327,8 @@ RULES: dict[str, Rule] = {
     **{f"reduce_{k}": reduction for k in ("sum", "max", "min", "prod", "and", "or")},
     "argmax": reduction,
     "argmin": reduction,
-    **{k: sliced for k in ("slice", "pad", "split", "dynamic_slice")},
+    **{k: sliced for k in ("slice", "split", "dynamic_slice")},
+    "pad": padded,
     "dynamic_update_slice": updated,
     **{k: along for k in ("sort", "cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp",
                           "concatenate", "stack", "top_k", "fft", "rev")},  # fmt: skip

@@ -27,10 +27,16 @@ def short_convolution(
     # a product and its sum in float32, whatever the compute type
     y_BTC = x_BTC * weight_WC[0]
     for w in range(1, W):
-        shifted_BTC = jax.lax.slice_in_dim(past_BSC, W - 1 - w, W - 1 - w + T, axis=1)
+        if state is None:
+            shifted_BTC = _later(x_BTC, by=w)
+        else:
+            shifted_BTC = jax.lax.slice_in_dim(past_BSC, W - 1 - w, W - 1 - w + T, axis=1)
         term_BTC = shifted_BTC * weight_WC[w]
         if segments_BT is not None:
-            before_BT = jnp.pad(segments_BT, ((0, 0), (w, 0)), mode="edge")[:, :T]
+            if state is None:  # what is before the first position is zero in any document
+                before_BT = _later(segments_BT, by=w)
+            else:
+                before_BT = jnp.pad(segments_BT, ((0, 0), (w, 0)), mode="edge")[:, :T]
             same_BT = segments_BT == before_BT
             term_BTC = jnp.where(_over(same_BT, term_BTC), term_BTC, 0)
         y_BTC = y_BTC + term_BTC
@@ -65,6 +71,15 @@ def naive_short_convolution(
     first_BWC = jnp.zeros((x_BTC.shape[0], W, *x_BTC.shape[2:]), x_BTC.dtype)
     _, y_TBC = jax.lax.scan(step, first_BWC, (x_BTC.swapaxes(0, 1), starts_BT.T))
     return y_TBC.swapaxes(0, 1)
+
+
+def _later(x_BT: jax.Array, *, by: int) -> jax.Array:
+    """(B, T, ...): x of so many positions before, zero where there is none. One operation: of a
+    concatenation and a part of it XLA moves whole rows where devices share the positions.
+    """
+    kept = [(0, 0, 0)] * x_BT.ndim
+    kept[1] = (by, -by, 0)
+    return jax.lax.pad(x_BT, jnp.zeros((), x_BT.dtype), kept)
 
 
 def _over(flag: jax.Array, like: jax.Array) -> jax.Array:
