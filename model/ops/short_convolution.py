@@ -28,13 +28,13 @@ def short_convolution(
     y_BTC = x_BTC * weight_WC[0]
     for w in range(1, W):
         if state is None:
-            shifted_BTC = _later(x_BTC, by=w)
+            shifted_BTC = later(x_BTC, by=w)
         else:
             shifted_BTC = jax.lax.slice_in_dim(past_BSC, W - 1 - w, W - 1 - w + T, axis=1)
         term_BTC = shifted_BTC * weight_WC[w]
         if segments_BT is not None:
             if state is None:  # what is before the first position is zero in any document
-                before_BT = _later(segments_BT, by=w)
+                before_BT = later(segments_BT, by=w)
             else:
                 before_BT = jnp.pad(segments_BT, ((0, 0), (w, 0)), mode="edge")[:, :T]
             same_BT = segments_BT == before_BT
@@ -73,7 +73,7 @@ def naive_short_convolution(
     return y_TBC.swapaxes(0, 1)
 
 
-def _later(x_BT: jax.Array, *, by: int) -> jax.Array:
+def later(x_BT: jax.Array, *, by: int) -> jax.Array:
     """(B, T, ...): x of so many positions before, zero where there is none. One operation: of a
     concatenation and a part of it XLA moves whole rows where devices share the positions.
     """
