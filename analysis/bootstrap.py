@@ -1,6 +1,6 @@
 """What would other seeds have given? Resampled rows, and the fit of each resample."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +83,23 @@ def summary(problem: Problem, made: Bootstrap, *, level: float) -> dict[str, Any
         "singular": made.singular,
         "failed": made.failed,
         "params": params,
+    }
+
+
+def holding(
+    intervals: Mapping[str, dict[str, float]], estimate: Mapping[str, Any]
+) -> dict[str, dict[str, float]]:
+    """The intervals, each as far as its estimate. An estimate at its bound may lie outside what a
+    prior or refits allow (the prior of a positive parameter has nothing at 0): then the data do
+    not exclude the bound, and an interval that did would claim what nobody measured.
+    """
+    return {
+        name: {
+            **ends,
+            "lo": min(ends["lo"], float(estimate[name])),
+            "hi": max(ends["hi"], float(estimate[name])),
+        }
+        for name, ends in intervals.items()
     }
 
 

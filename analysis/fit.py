@@ -12,9 +12,9 @@ from typing import Any, Literal
 import numpy as np
 
 from analysis import laws
-from analysis.artefact import POINTS, Fit
+from analysis.artefact import AT_BOUND, POINTS, Fit
 from analysis.backtest import rolling
-from analysis.bootstrap import Bootstrap, summary
+from analysis.bootstrap import Bootstrap, holding, summary
 from analysis.bootstrap import bootstrap as refit
 from analysis.diagnose import (
     agreeing,
@@ -83,6 +83,8 @@ def fit(
     status = status_of(problem, found, basins=basins, open_to=open_to)
     lack = lack_of_fit(problem, best=best, noise=noise)
     boot = summary(problem, made, level=level) if made else {"n": 0, "params": {}}
+    if status == AT_BOUND:
+        boot["params"] = holding(boot["params"], problem.where.natural(best))
     warnings = warnings_of(
         problem,
         observations,

@@ -1,5 +1,7 @@
 """Are intervals as wide as they say? Coverage against known truth, with the seeds that gave it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -199,3 +201,18 @@ def test_one_bad_fold_is_believed_and_good_folds_leave_the_prior():
     assert form_sd([(0.02, 4e-6, 2.0)]) == pytest.approx(bad, rel=0.01)  # per e-fold
     several = form_sd([(0.01, 1e-6, 1.0), (-0.012, 1e-6, 1.0), (0.008, 1e-6, 1.0)])
     assert several == pytest.approx(0.01, rel=0.4)
+
+
+def test_an_interval_holds_an_estimate_at_its_bound():
+    """Streams that cost a little: k goes to its bound, where the weak prior has nothing."""
+    N, P = (a.ravel() for a in np.meshgrid([6e3, 1.4e4, 2.5e4, 5e4], [1.0, 2.0, 4.0]))
+    noise = np.random.default_rng(0).normal(0, 0.005, len(N))
+    loss = (0.8 + (5e4 / N) ** 0.12) * P**0.01 * np.exp(noise)
+    found = observations(N, 1e6 + 0 * N, loss)
+    found = replace(found, columns={**found.columns, "P": P})
+    law = fit(found, law="parscale", bootstrap=100)
+    assert law.status == "AT_BOUND" and law.params["k"] < 0.01
+    drawn = np.quantile([sample[-1] for sample in law.samples], 0.025)
+    assert np.exp(drawn) > law.params["k"], "the draws hold the bound by themselves"
+    for name, ends in law.bootstrap["params"].items():
+        assert ends["lo"] <= law.params[name] <= ends["hi"]
