@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.fit_figure import save
+from analysis.scales import log_x
 from analysis.svg import MEASURED, MUTED, STYLE, colour
 
 
@@ -31,10 +32,38 @@ def page(value: dict[str, Any], *, figure: str, out: str) -> str:
         f"![losses of every study](figures/{figure})",
         "",
     ]
+    parts += ["## In short", "", *_in_short(value["studies"]), ""]
     said = {"streams": _streams, "structured": _structured, "experts": _experts, "growth": _growth}
     for name, study in value["studies"].items():
         parts += [*said[name](study, sizes), ""]
     return "\n".join(parts)
+
+
+def _in_short(studies: dict[str, Any]) -> list[str]:
+    """A line a study: what the intervals of differences say, counted."""
+
+    def counted(differences: list[Any]) -> str:
+        verdicts = [verdict(one) for one in differences if one is not None]
+        return ", ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys(verdicts))
+
+    out = []
+    if "streams" in studies:
+        against = [c.get("against_one") for c in studies["streams"]["cells"]]
+        out.append(f"- Losses of 2 and 4 streams against one: {counted(against)}.")
+    if "structured" in studies:
+        study = studies["structured"]
+        against = [c.get("against") for c in study["cells"]]
+        guided = verdict(study["guidance"])
+        out.append(
+            f"- Structured layers against dense: {counted(against)}; with a guide: {guided}."
+        )
+    if "experts" in studies:
+        against = [c.get("against") for c in studies["experts"]["cells"] if "chain" in c["form"]]
+        out.append(f"- Chains against the mixture of as many calls: {counted(against)}.")
+    if "growth" in studies:
+        m = studies["growth"]["multiplier"]
+        out.append(f"- Growth: {m['said'] if m['m'] is not None else m['reason']}.")
+    return out
 
 
 def _pm(cell: dict[str, Any] | None, spec: str = ".4f") -> str:
@@ -216,6 +245,6 @@ def _draw_growth(axes: Axes, study: dict[str, Any]) -> None:
         for c in own:
             losses = list(c["by_seed"].values())
             axes.plot([c["flops"]] * len(losses), losses, "o", color=tint, ms=3)
-    axes.set_xscale("log")
+    log_x(axes, lambda value, _: f"{value:.0e}", most=6)
     axes.set(xlabel="FLOPs in all", ylabel="validation loss, nats a byte")
     axes.legend(fontsize=8)
