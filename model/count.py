@@ -6,14 +6,16 @@ Counted from the declarations and from each layer's `extra_flops`; checked again
 count in tests.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
 from functools import lru_cache
+from typing import Any
 
 from model import scaling
 from model.chunked import ChunkedMixer
 from model.decoder import build
 from model.param import Declaration
+from model.routed import RoutedSpec
 from model.spec import LayerSpec, ModelSpec, resolve
 from parallelism.stream import plan, seen_share
 
@@ -31,15 +33,32 @@ CONVENTIONS = {
 
 
 @dataclass(frozen=True)
+class Each:
+    """What one of several alike holds, and what a token that meets one more of them costs more."""
+
+    params: int
+    flops_per_token: dict[str, float]
+
+
+@dataclass(frozen=True)
 class Counts:
     """`params` by kind; `flops_per_token` of training by convention; `decode_state` in numbers per
-    sequence; `per_expert`, the parameters of one expert of every layer, None without experts.
+    sequence. `per_stream`: what one more parallel stream adds, None with one stream. `per_expert`:
+    one expert of every layer, in all passes of a chain, None without experts; not under `six_nd`,
+    which counts every expert however many a token takes.
     """
 
     params: dict[str, int]
     flops_per_token: dict[str, float]
     decode_state: dict[str, int]
-    per_expert: int | None = None
+    per_stream: Each | None = None
+    per_expert: Each | None = None
+
+    @property
+    def each(self) -> dict[str, Any]:
+        """Those of `per_stream` and `per_expert` that there are, as JSON."""
+        found = {"per_stream": self.per_stream, "per_expert": self.per_expert}
+        return {name: asdict(each) for name, each in found.items() if each is not None}
 
 
 @lru_cache(maxsize=1024)
@@ -68,7 +87,6 @@ def count(
     routed = [d for d in declarations if "E" in d.batch]
     # a token meets the share of them that its choices can reach, at most all
     idle = sum(d.size - round(d.size * min(1.0, d.matmuls)) for d in routed)
-    one = sum(d.size // d.shape[d.dims.index("E")] for d in routed)
     streams = spec.n_streams
     # passes of a target's token beyond the one through every parameter
     again = (streams - 1.0) * sum(d.size for d in declarations if d.block)
@@ -81,25 +99,93 @@ def count(
     computed = extra[False]
     if remat == "stream":
         computed -= _left_out(spec, seq_len=seq_len, chunk=remat_chunk)
-    # `dots` keeps every parameter product and repeats the rest; `stream` repeats logits too
-    repeats = {
-        "none": 0.0,
-        "full": in_blocks + computed,
-        "dots": computed,
-        "stream": products + computed,
-    }[remat]
+    forward = _Forward(products, in_blocks, extra[True], extra[False], computed)
     return Counts(
         params=params,
         flops_per_token={
             "six_nd": 6.0 * (total + again),
             "six_nd_non_embedding": 6.0 * (total + again - outside),
-            "causal_attn": 3 * (products + extra[True]),
-            "full_attn": 3 * (products + extra[False]),
-            "hardware": 3 * (products + computed) + repeats,
+            **forward.trained(remat),
         },
         decode_state=_decode_state(spec, source=source),
-        per_expert=one or None,
+        per_stream=_per_stream(declarations, forward, spec, remat=remat),
+        per_expert=_per_expert(routed, spec, products_of, remat=remat),
     )
+
+
+@dataclass(frozen=True)
+class _Forward:
+    """FLOPs of a token's forward pass: of products with parameters, of those of them in blocks, and
+    of all else by how attention is counted.
+    """
+
+    products: float
+    in_blocks: float
+    causal: float = 0.0
+    full: float = 0.0
+    computed: float = 0.0
+
+    def trained(self, remat: str) -> dict[str, float]:
+        # `dots` keeps every parameter product and repeats the rest; `stream` repeats logits too
+        repeats = {
+            "none": 0.0,
+            "full": self.in_blocks + self.computed,
+            "dots": self.computed,
+            "stream": self.products + self.computed,
+        }[remat]
+        return {
+            "causal_attn": 3 * (self.products + self.causal),
+            "full_attn": 3 * (self.products + self.full),
+            "hardware": 3 * (self.products + self.computed) + repeats,
+        }
+
+
+def _per_stream(
+    declarations: Iterable[Declaration], forward: _Forward, spec: ModelSpec, *, remat: str
+) -> Each | None:
+    """Prefixes, a share of what weighs the streams, and a pass through the blocks."""
+    P = spec.n_streams
+    if P == 1:
+        return None
+    own = [d for d in declarations if "P" in d.dims]
+    params = sum(d.size for d in own) // P
+    weighing = sum(d.forward_flops for d in own if not d.block)
+    one = _Forward(
+        products=(forward.in_blocks + weighing) / P,
+        in_blocks=forward.in_blocks / P,
+        causal=forward.causal / P,
+        full=forward.full / P,
+        computed=forward.computed / P,
+    )
+    # one more pass through the parameters of blocks, and its prefix in the P passes there were
+    again = sum(d.size * (2 if "P" in d.dims else 1) for d in declarations if d.block)
+    six_nd = 6.0 * (params + again)
+    exact = one.trained(remat)
+    return Each(params, {"six_nd": six_nd, "six_nd_non_embedding": six_nd, **exact})
+
+
+def _per_expert(
+    routed: Iterable[Declaration],
+    spec: ModelSpec,
+    products_of: Callable[[Iterable[Declaration]], float],
+    *,
+    remat: str,
+) -> Each | None:
+    chosen = {d.path: _chosen(d, spec) for d in routed}
+    of_experts = [d for d in routed if chosen[d.path]]
+    if not of_experts:
+        return None
+    params = sum(d.size // d.shape[d.dims.index("E")] for d in of_experts)
+    products = sum(products_of([d]) / chosen[d.path] for d in of_experts)
+    return Each(params, _Forward(products, products).trained(remat))
+
+
+def _chosen(d: Declaration, spec: ModelSpec) -> int:
+    """Experts that a token takes where `d` is used; 0 where it is of no experts."""
+    encoder = spec.encoder
+    blocks = spec.blocks if encoder is None or not _of_encoder(d) else encoder.blocks
+    ffn = blocks[d.layers[0]].ffn
+    return ffn.chosen if isinstance(ffn, RoutedSpec) else 0
 
 
 def _of_encoder(d: Declaration) -> bool:

@@ -22,6 +22,11 @@ class LayerSpec:
         raise NotImplementedError
 
     @property
+    def note(self) -> str | None:
+        """What its parameters do not show of how it computes, in one line for `ladder show`."""
+        return None
+
+    @property
     def publishes(self) -> tuple[str, ...]:
         """Names of arrays this layer gives to every layer after it, as aux `share/NAME`."""
         return ()

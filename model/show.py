@@ -5,7 +5,7 @@ one line.
 from dataclasses import dataclass
 from typing import Any
 
-from model.count import CONVENTIONS, Counts, count
+from model.count import CONVENTIONS, Counts, Each, count
 from model.decoder import build
 from model.spec import ModelSpec
 from parallelism.axes import AXES, MeshSpec
@@ -31,7 +31,9 @@ class Shown:
             "params": self.counts.params,
             "flops_per_token": self.counts.flops_per_token,
             "decode_state": self.counts.decode_state,
-            "per_expert": self.counts.per_expert,
+            **dict.fromkeys(("per_stream", "per_expert")),
+            **self.counts.each,
+            "notes": self.notes,
             "mesh": self.placed.to_json(),
             "parameters": self.rows,
         }
@@ -73,13 +75,19 @@ class Shown:
             f"{_said(self.spec)}, parametrisation {rule.kind}"
             + (f" relative to d_model {rule.base_d_model}" if rule.kind == "mup" else "")
         )
-        totals = [f"parameters  {k:22} {v:>16,}" for k, v in self.counts.params.items()]
-        if self.counts.per_expert is not None:
-            totals.append(f"parameters  {'of one expert':22} {self.counts.per_expert:>16,}")
-        totals += [
-            f"FLOPs/token {k:22} {v:>16,.0f}  {CONVENTIONS[k]}"
+        said = [("parameters ", k, f"{v:,}", "") for k, v in self.counts.params.items()]
+        said += [
+            ("FLOPs/token", k, f"{v:,.0f}", f"  {CONVENTIONS[k]}")
             for k, v in self.counts.flops_per_token.items()
         ]
+        for label, each in self.each.items():
+            said.append(("parameters ", label, f"{each.params:,}", ""))
+            said += [
+                ("FLOPs/token", f"{label}: {k}", f"{v:,.0f}", "")
+                for k, v in each.flops_per_token.items()
+            ]
+        width = max(len(name) for _, name, _, _ in said)
+        totals = [f"{what} {k:{width}} {v:>16}{more}" for what, k, v, more in said]
         state = self.counts.decode_state
         totals.append(
             f"decode state {state['per_token']} numbers per token of context and "
@@ -91,7 +99,24 @@ class Shown:
         )
         if placed := self.placed.text():
             totals.append(placed)
-        return "\n".join([head, "", *lines, "", *totals])
+        return "\n".join([head, *self.notes, "", *lines, "", *totals])
+
+    @property
+    def notes(self) -> list[str]:
+        """What layers say of themselves, each once."""
+        encoder = () if self.spec.encoder is None else self.spec.encoder.repeat
+        blocks = (*encoder, *self.spec.first, *self.spec.repeat, *self.spec.last)
+        said = [(layer.kind, layer.note) for block in blocks for _, layer in block.layers]
+        return list(dict.fromkeys(f"{kind}: {note}" for kind, note in said if note is not None))
+
+    @property
+    def each(self) -> dict[str, Each]:
+        """By what a reader calls it."""
+        found = {
+            "of one more stream": self.counts.per_stream,
+            "of one expert, all layers": self.counts.per_expert,
+        }
+        return {label: each for label, each in found.items() if each is not None}
 
     def _sources(self) -> str:
         encoder = self.spec.encoder

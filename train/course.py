@@ -131,6 +131,7 @@ class Course:
                 counts={
                     "params": counts.params,
                     "flops_per_token": counts.flops_per_token,
+                    **counts.each,
                     "tokens_planned": spec.tokens,
                     "steps_planned": spec.steps,
                     "loss_unit": spec.objective.unit,

@@ -30,6 +30,12 @@ from model.param import Declare
 from model.routed import Experts, RoutedFfn, RoutedSpec, Router, Shared
 from parallelism.axes import SPEC
 
+OUTPUTS = {
+    "prenorm_inner": "x + (h_C - h_0)",
+    "official_inner": "h_C, in place of the stream",
+    "upcycled": "x + MoE_C(h_{C-1})",
+}
+
 
 @dataclass(frozen=True, kw_only=True, config=SPEC)
 class Spec(RoutedSpec):
@@ -37,6 +43,14 @@ class Spec(RoutedSpec):
     passes: int = Field(default=2, ge=1, le=64)
     residual: Literal["prenorm_inner", "official_inner", "upcycled"] = "prenorm_inner"
     routers: Literal["each", "one"] = "each"  # one: every pass asks the same router
+
+    @property
+    def note(self) -> str:
+        shared = "one shared by all passes" if self.routers == "one" else "one a pass"
+        return (
+            f"passes {self.passes}, residual {self.residual}, the block's output "
+            f"{OUTPUTS[self.residual]}; routers {self.routers}: {shared}"
+        )
 
     @property
     def replaces_stream(self) -> bool:

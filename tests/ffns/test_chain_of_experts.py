@@ -154,9 +154,14 @@ def test_only_routers_multiply_and_calls_are_those_of_the_mixture():
     assert one.flops_per_token["full_attn"] == found.flops_per_token["full_attn"]
     products = found.flops_per_token["full_attn"] - parallel.flops_per_token["full_attn"]
     assert products == 3 * layers * 2 * 16 * d, "one more routing a layer"
-    assert found.per_expert is not None and found.per_expert == parallel.per_expert
-    met = (2 + 1) * found.per_expert  # by one token, at most two experts and the shared one
-    assert found.params["active"] == found.params["total"] - (16 + 1) * found.per_expert + met
+    assert found.per_expert is not None and parallel.per_expert is not None
+    each = found.per_expert.params
+    assert each == parallel.per_expert.params
+    # chosen once, an expert is called in both passes
+    for name, flops in parallel.per_expert.flops_per_token.items():
+        assert found.per_expert.flops_per_token[name] == 2 * flops
+    met = (2 + 1) * each  # by one token, at most two experts and the shared one
+    assert found.params["active"] == found.params["total"] - (16 + 1) * each + met
 
 
 # -- from a mixture --------------------------------------------------------------------------------

@@ -99,6 +99,51 @@ def test_a_row_of_blocks_is_counted_wherever_it_stands():
     assert count(split, seq_len=T) == count(replace(spec, n_layers=4), seq_len=T)
 
 
+# -- of one expert ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("remat", ["none", "full", "dots", "stream"])
+@pytest.mark.parametrize("name", ["moe", "chain_of_experts", "time_moe"])
+def test_one_more_expert_costs_what_is_said_of_each(name: str, remat: str):
+    plain = archs.build(name, 64)
+    ffn = plain.repeat[0].ffn
+
+    def counts(**knobs):
+        blocks = tuple(replace(b, ffn=replace(b.ffn, **knobs)) for b in plain.repeat)
+        return count(replace(plain, repeat=blocks), seq_len=T, remat=remat)
+
+    base, taken = counts(), counts(chosen=ffn.chosen + 1)
+    more = counts(experts=ffn.experts + 1)
+    each = base.per_expert
+    assert each is not None and taken.params["total"] == base.params["total"]
+    for convention, flops in each.flops_per_token.items():
+        added = taken.flops_per_token[convention] - base.flops_per_token[convention]
+        assert added == pytest.approx(flops, rel=1e-9) and flops > 0, convention
+    assert set(each.flops_per_token) == {"causal_attn", "full_attn", "hardware"}
+    # each of an expert's three matrices rounds its own active share
+    assert taken.params["active"] - base.params["active"] == pytest.approx(
+        each.params * getattr(ffn, "passes", 1), abs=len(plain.repeat) * 3
+    )
+    # one more expert is its matrices and a column of each router in every layer, with its bias
+    routers = getattr(ffn, "passes", 1) if getattr(ffn, "routers", "each") == "each" else 1
+    column = plain.n_layers * routers * (plain.d_model + (ffn.bias_rate is not None))
+    assert more.params["total"] - base.params["total"] == each.params + column
+
+
+def test_a_mixtures_parameters_are_its_experts_and_the_rest():
+    spec = archs.build("moe", 64)
+    ffn = spec.repeat[0].ffn
+    found = count(spec, seq_len=T)
+    assert found.per_expert is not None
+    width = ffn.sizes({"D": 64})["F"]
+    assert found.per_expert.params == spec.n_layers * 3 * 64 * width
+    assert found.per_expert.flops_per_token["causal_attn"] == 6 * found.per_expert.params
+    declared = build(spec).declarations.values()
+    rest = sum(d.size for d in declared if "E" not in d.batch)
+    assert found.params["total"] == rest + ffn.experts * found.per_expert.params
+    assert count(archs.build("dense", 64), seq_len=T).per_expert is None
+
+
 # -- the printed table -----------------------------------------------------------------------------
 
 
@@ -120,6 +165,35 @@ def test_show_keeps_the_contracts_keys_and_prints_every_parameter(name: str):
     for path in build(spec).declarations:
         assert path in text
     assert f"{tree['params']['total']:,}" in text
+
+
+def test_show_says_what_one_stream_and_one_expert_cost():
+    for name, key, label in (
+        ("parscale", "per_stream", "of one more stream"),
+        ("moe", "per_expert", "of one expert, all layers"),
+    ):
+        shown = show(archs.build(name, 64), seq_len=T)
+        (each,) = shown.counts.each.values()
+        assert shown.to_json()[key] == each
+        lines = [line.split() for line in shown.text().splitlines() if label in line]
+        figures = [each["params"], *each["flops_per_token"].values()]
+        assert [line[-1] for line in lines] == [f"{n:,.0f}" for n in figures]
+    tree = show(archs.build("dense", 64), seq_len=T).to_json()
+    assert tree["per_stream"] is None and tree["per_expert"] is None
+
+
+@pytest.mark.parametrize("residual", ["prenorm_inner", "official_inner", "upcycled"])
+@pytest.mark.parametrize("routers", ["each", "one"])
+def test_show_names_the_reading_of_a_chain(residual: str, routers: str):
+    spec = archs.build("chain_of_experts", 64)
+    (block,) = spec.repeat
+    chain = replace(block.ffn, passes=3, residual=residual, routers=routers)
+    shown = show(replace(spec, repeat=(replace(block, ffn=chain),)), seq_len=T)
+    (note,) = shown.to_json()["notes"]
+    assert note in shown.text().splitlines()
+    for said in ("chain_of_experts: ", "passes 3", f"residual {residual},", f"routers {routers}:"):
+        assert said in note
+    assert show(archs.build("dense", 64), seq_len=T).notes == []
 
 
 def _size(shape: list[int]) -> int:

@@ -52,6 +52,31 @@ def test_flops_are_the_body_for_each_stream_and_the_head_once():
     assert several.flops_per_token["six_nd"] == expected
 
 
+@pytest.mark.parametrize("remat", ["none", "full", "dots", "stream"])
+def test_one_more_stream_costs_what_is_said_of_each(remat: str):
+    two, three, four = (
+        count(spec_of(StreamsSpec(count=n, prefix=S)), seq_len=64, remat=remat) for n in (2, 3, 4)
+    )
+    assert two.per_stream is not None and three.per_stream is not None
+    for less, more in ((two, three), (three, four)):
+        each = less.per_stream
+        assert each is not None
+        assert more.params["total"] - less.params["total"] == each.params
+        for name, flops in each.flops_per_token.items():
+            added = more.flops_per_token[name] - less.flops_per_token[name]
+            assert added == pytest.approx(flops, rel=1e-12), name
+    assert set(two.per_stream.flops_per_token) == set(two.flops_per_token)
+    # prefixes and a share of the aggregation, whose bias alone is of no stream
+    assert two.per_stream.params == three.per_stream.params == 2 * 2 * S * 2 * 8 + D * D + D + 1
+    body = count(spec_of(None), seq_len=64).params["total"]
+    assert three.params["total"] == body + 3 * three.per_stream.params + D
+
+
+def test_one_stream_has_no_share_of_several():
+    assert count(DENSE.spec, seq_len=64).each == {}
+    assert set(count(MODEL.spec, seq_len=64).each) == {"per_stream"}
+
+
 def test_counted_flops_agree_with_the_compilers_count():
     spec = replace(spec_of(StreamsSpec(count=2), query_blocks=1), d_model=1024)
     model, seq_len = build(spec), 64
