@@ -25,14 +25,9 @@ def moe_to_chain(
     """Every mixture of `spec` as a chain in the `upcycled` reading: routers and their biases
     repeated, the mix zero, the rest as it is (official: scripts/README_moe_to_coe_conversion.md).
     """
-    if passes < 2:
-        raise InputError("passes", passes, "write 2 or more: one pass is the mixture itself")
-    parts = {part: tuple(_block(b, passes, routers) for b in getattr(spec, part)) for part in PARTS}
-    if all(parts[part] == getattr(spec, part) for part in PARTS):
-        raise InputError("model", spec.arch, "has no mixture of experts (ffn kind moe) to chain")
+    grown = chained(spec, passes=passes, routers=routers)
     if lacking := sorted(set(build(spec).declarations) - set(params)):
         raise InputError("params", f"{len(params)} arrays", f"lack {lacking[0]} of this model")
-    grown = replace(spec, **parts)
     out = {}
     for path, declaration in build(grown).declarations.items():
         if ".ffn.mix_" in path:
@@ -43,6 +38,16 @@ def moe_to_chain(
 
 
 PARTS = ("first", "repeat", "last")
+
+
+def chained(spec: ModelSpec, *, passes: int, routers: Literal["each", "one"] = "each") -> ModelSpec:
+    """`spec` with a chain for every mixture, in the `upcycled` reading."""
+    if passes < 2:
+        raise InputError("passes", passes, "write 2 or more: one pass is the mixture itself")
+    parts = {part: tuple(_block(b, passes, routers) for b in getattr(spec, part)) for part in PARTS}
+    if all(parts[part] == getattr(spec, part) for part in PARTS):
+        raise InputError("model", spec.arch, "has no mixture of experts (ffn kind moe) to chain")
+    return replace(spec, **parts)
 
 
 def _block(block: BlockSpec, passes: int, routers: Literal["each", "one"]) -> BlockSpec:

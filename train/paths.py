@@ -44,8 +44,10 @@ def put(spec: RunSpec, changes: Mapping[str, Any]) -> RunSpec:
     for path, value in changes.items():
         *parents, leaf = path.split(".")
         node: Any = tree
-        for key in parents:
-            node = _child(node, key, path, spec)
+        for n, key in enumerate(parents, 1):
+            above, node = node, _child(node, key, path, spec)
+            if node is None and ".".join(parents[:n]) in renamed:
+                node = above[int(key) if isinstance(above, list) else key] = {}
         if ".".join(parents) not in renamed:
             _child(node, leaf, path, spec)
         node[int(leaf) if isinstance(node, list) else leaf] = value

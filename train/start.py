@@ -12,7 +12,7 @@ import numpy as np
 
 from model.decoder import Model, build
 from parallelism.errors import InputError
-from train import grow, recycle
+from train import grow, recycle, upcycle
 from train.carry import carry_shapes
 from train.checkpoint import read_params
 from train.data.pipeline import Data
@@ -84,8 +84,8 @@ def find_base(spec: RunSpec, root: Path) -> Any:
         raise InputError("start.run", start.run, f"holds run {made.run_id}; write that folder's id")
     if base.status != DONE:
         raise InputError("start.run", start.run, f"is {base.status}; train it to its end first")
-    check = {"grow": grow.check, "recycle": recycle.check}[start.kind]
-    check(made.model, spec.model, run=start.run_id)
+    checks = {"grow": grow.check, "recycle": recycle.check, "upcycle": upcycle.check}
+    checks[start.kind](made.model, spec.model, run=start.run_id)
     if start.data == "continue" and (other := _other_order(made, spec)) is not None:
         path, there, here = other
         raise InputError(
@@ -130,6 +130,8 @@ def first_state(spec: RunSpec, model: Model, *, root: Path) -> State:
     params = {path: np.asarray(value) for path, value in read[1].items()}
     if spec.start.kind == "grow":
         params = grow.grown(params, model)
+    elif spec.start.kind == "upcycle":
+        params = upcycle.upcycled(params, made.model, spec.model)
     else:
         params = {**model.initialise(spec.seed), **params}
     return initial_state(model, spec.seed, params=params, frozen=recycle.frozen(spec), carry=carry)

@@ -215,7 +215,7 @@ def test_an_unfinished_origin_is_refused(dense, root: Path):
     "start, said",
     [
         ('{"kind":"grow","run":"x"}', "'x' is no run; write the 12 characters of its id"),
-        ('{"kind":"graft","run":"0123456789ab"}', "input should be 'grow' or 'recycle'"),
+        ('{"kind":"graft","run":"0123456789ab"}', "input should be 'grow', 'recycle' or 'upcycle'"),
         ('{"kind":"grow","run":"0123456789ab","frozen":true}', "a grown run trains every layer"),
         ('{"kind":"grow"}', "start.run"),
     ],
