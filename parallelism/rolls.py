@@ -1,7 +1,8 @@
-"""Which operations of a program turn one array round along a dim? `jnp.roll` and its transpose.
+"""Which operations of a program move one array along a dim? `jnp.roll` and its transpose, and what
+is cut off on one side and filled up with zeros on the other.
 
-A partitioner sees one rotation, which along a sharded dim is a permute between neighbours, where
-the traced program has slices that are put together the other way.
+A partitioner sees one rotation or shift, which along a sharded dim is a permute between neighbours,
+where the traced program has slices that are put together the other way.
 """
 
 from dataclasses import replace
@@ -18,11 +19,15 @@ Cut = tuple["Val", int, int, int]
 
 def turned(ops: "list[Op]") -> "list[Op]":
     """`ops` with one operation `roll` of one array for each of them; `by` is what it stands for,
-    and `sends` the permutes that it takes: the transpose stays two, one of them for the wrap."""
+    and `sends` the permutes that it takes: the transpose stays two, one of them for the wrap. A
+    shift is a `pad` that adds on one side what it takes away on the other."""
     makers = {id(v): op for op in ops for v in op.outs}
     out = []
     for op in ops:
         found, sends = None, 0
+        if (shift := _shift(op, makers)) is not None:
+            out.append(shift)
+            continue
         if op.name == "concatenate" and len(op.ins) == 2:
             found = _swapped([_cut(v, makers) for v in op.ins], int(op.params["dimension"]))
             sends = 1
@@ -36,6 +41,22 @@ def turned(ops: "list[Op]") -> "list[Op]":
         params = {"dimension": dim, "sends": sends, "by": op.name}
         out.append(replace(op, name="roll", ins=[source], params=params))
     return out
+
+
+def _shift(op: "Op", makers: "dict[int, Op]") -> "Op | None":
+    """A part of an array, filled up with zeros on the side where it was not cut off."""
+    part = _cut(op.ins[0], makers) if op.name == "pad" and op.ins[1].scalar == 0 else None
+    if part is None:
+        return None
+    source, d, start, end = part
+    config: Any = np.array(op.params["padding_config"])
+    low, high, _ = config[d]
+    after = source.shape[d] - end
+    whole = op.outs[0].shape == source.shape and not config[:, 2].any()
+    if not whole or (low, high) != (after, start) or (low and high) or not low + high:
+        return None
+    config[d] = (low - start, high - after, 0)
+    return replace(op, ins=[source, op.ins[1]], params={"padding_config": config})
 
 
 def _cut(v: "Val", makers: "dict[int, Op]") -> Cut | None:

@@ -35,6 +35,7 @@ from model.ops.short_convolution import later
 from model.param import Declare, linear
 from model.spec import LayerSpec
 from parallelism.axes import SPEC
+from parallelism.place import positions_are_shared
 from parallelism.sequence import DELTA
 
 TARGETS = 6  # inputs that mix two positions each in their own way: r w k v a g, in this order
@@ -116,7 +117,7 @@ class Layer(nnx.Module):
         self.out = matrix("out", "H M D", contract="H M", role=scaling.RESIDUAL, init="zeros")
 
     def __call__(self, x_BTD: jax.Array, ctx: Context) -> tuple[jax.Array, dict[str, jax.Array]]:
-        before_BTD = _shifted(x_BTD, None, ctx)
+        before_BTD = _shifted(x_BTD, jnp.zeros_like(x_BTD[:, 0]), ctx)
         form = naive_dplr if ctx.naive else partial(dplr, chunk=self.spec.chunk)
         form = over_devices(form, ctx.sequence, form=DELTA, values=3)
         form = partial(_documents_last, form, ctx.segments_BT)
@@ -178,11 +179,13 @@ def _documents_last(form: Any, segments_BT: jax.Array | None, *arrays: jax.Array
     return form(*arrays, segments_BT)
 
 
-def _shifted(x_BTD: jax.Array, first_BD: jax.Array | None, ctx: Context) -> jax.Array:
-    """The position before each one, `first_BD` or 0 before the row: 0 where a document begins."""
-    before_BTD = later(x_BTD, by=1)
-    if first_BD is not None:
-        before_BTD = before_BTD.at[:, 0].set(first_BD.astype(x_BTD.dtype))
+def _shifted(x_BTD: jax.Array, first_BD: jax.Array, ctx: Context) -> jax.Array:
+    """The position before each one, `first_BD` before the row: 0 where a document begins."""
+    first_BD = first_BD.astype(x_BTD.dtype)
+    if positions_are_shared():
+        before_BTD = later(x_BTD, 1).at[:, 0].set(first_BD)
+    else:
+        before_BTD = jnp.concatenate([first_BD[:, None], x_BTD[:, :-1]], axis=1)
     begins_BT = delta.begins(ctx.segments_BT, x_BTD.shape[:2])
     return jnp.where(begins_BT[..., None], 0, before_BTD)
 

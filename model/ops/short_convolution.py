@@ -4,8 +4,13 @@ A few taps beside a linear recurrence stand in for the local comparisons that it
 DeltaNet).
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from parallelism.place import positions_are_shared
 
 
 def short_convolution(
@@ -24,17 +29,18 @@ def short_convolution(
     W, T = weight_WC.shape[0], x_BTC.shape[1]
     held = empty_taps(x_BTC, taps=W) if state is None else state.astype(x_BTC.dtype)
     past_BSC = jnp.concatenate([held, x_BTC], axis=1)  # position t is entry t + W - 1
+    handed_on = state is None and positions_are_shared()
     # a product and its sum in float32, whatever the compute type
     y_BTC = x_BTC * weight_WC[0]
     for w in range(1, W):
-        if state is None:
-            shifted_BTC = later(x_BTC, by=w)
+        if handed_on:
+            shifted_BTC = later(x_BTC, w)
         else:
             shifted_BTC = jax.lax.slice_in_dim(past_BSC, W - 1 - w, W - 1 - w + T, axis=1)
         term_BTC = shifted_BTC * weight_WC[w]
         if segments_BT is not None:
-            if state is None:  # what is before the first position is zero in any document
-                before_BT = later(segments_BT, by=w)
+            if handed_on:  # what is before the first position is zero in any document
+                before_BT = later(segments_BT, w)
             else:
                 before_BT = jnp.pad(segments_BT, ((0, 0), (w, 0)), mode="edge")[:, :T]
             same_BT = segments_BT == before_BT
@@ -73,13 +79,31 @@ def naive_short_convolution(
     return y_TBC.swapaxes(0, 1)
 
 
-def later(x_BT: jax.Array, *, by: int) -> jax.Array:
-    """(B, T, ...): x of so many positions before, zero where there is none. One operation: of a
-    concatenation and a part of it XLA moves whole rows where devices share the positions.
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def later(x_BT: jax.Array, by: int) -> jax.Array:
+    """(B, T, ...): x of so many positions before, zero where there is none. A device hands on its
+    last positions; where more are put ahead of a row than it loses, XLA moves whole rows. Where no
+    positions are shared it needs more memory on CPU, 6 % of a hybrid's step.
     """
-    kept = [(0, 0, 0)] * x_BT.ndim
-    kept[1] = (by, -by, 0)
-    return jax.lax.pad(x_BT, jnp.zeros((), x_BT.dtype), kept)
+    return _moved(x_BT, by)
+
+
+# By hand: the transpose of a pad is one of negative size, with which XLA drops the shift of an
+# array that every device holds where the result is shared (jaxlib 0.10.2).
+later.defvjp(
+    lambda x_BT, by: (_moved(x_BT, by), None),
+    lambda by, _, dy_BT: (_moved(dy_BT, -by),),
+)
+
+
+def _moved(x_BT: jax.Array, by: int) -> jax.Array:
+    """Cut off on one side and filled up with zeros on the other, in two operations."""
+    T = x_BT.shape[1]
+    if abs(by) >= T:
+        return jnp.zeros_like(x_BT)
+    kept = jax.lax.slice_in_dim(x_BT, max(-by, 0), T - max(by, 0), axis=1)
+    sides = [(max(by, 0), max(-by, 0), 0) if d == 1 else (0, 0, 0) for d in range(x_BT.ndim)]
+    return jax.lax.pad(kept, np.zeros((), x_BT.dtype), sides)
 
 
 def _over(flag: jax.Array, like: jax.Array) -> jax.Array:
