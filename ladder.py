@@ -133,6 +133,7 @@ def sample(args: argparse.Namespace) -> int:
         tokens=args.tokens,
         n=args.n,
         drawing=drawing,
+        merge=args.merge,
         say=lambda piece: print(piece, end="", flush=True, file=to),
     )
     return _out(args, found.to_json(), found.text())

@@ -84,6 +84,7 @@ def table(verbs: Sequence[Callable[[argparse.Namespace], int]]) -> Parser:
     one.add_argument("--top-p", type=_number, metavar="P", help="of the likeliest that make up P")
     one.add_argument("--n", type=_whole, default=1, metavar="N", help="texts (default: 1)")
     one.add_argument("--seed", type=_whole, default=0, help="(default: 0)")
+    one.add_argument("--merge", action="store_true", help="structured layers as dense matrices")
 
     for name in ("plan", "sweep"):
         one = verb(name)

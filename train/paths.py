@@ -45,9 +45,10 @@ def put(spec: RunSpec, changes: Mapping[str, Any]) -> RunSpec:
         *parents, leaf = path.split(".")
         node: Any = tree
         for n, key in enumerate(parents, 1):
-            above, node = node, _child(node, key, path, spec)
-            if node is None and ".".join(parents[:n]) in renamed:
-                node = above[int(key) if isinstance(above, list) else key] = {}
+            child: Any = _child(node, key, path, spec)
+            if child is None and ".".join(parents[:n]) in renamed:
+                child = node[int(key) if isinstance(node, list) else key] = {}
+            node = child
         if ".".join(parents) not in renamed:
             _child(node, leaf, path, spec)
         node[int(leaf) if isinstance(node, list) else leaf] = value

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from model.decoder import Model
+from model.decoder import Model, build
+from model.merge import merged
 from parallelism.errors import InputError
 from train import unmask
 from train.data.task import TaskSpec
@@ -86,12 +87,15 @@ def sample(
     tokens: int = 200,
     n: int = 1,
     drawing: Drawing | None = None,
+    merge: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> Sampled:
     """`n` texts that go on from `prompt`, or translate it where the run has an encoder; `say` gets
-    pieces of text as they come (n = 1) or each text with its number. Raises InputError on what
-    cannot be."""
+    pieces of text as they come (n = 1) or each text with its number. `merge` multiplies the factors
+    of structured layers out first. Raises InputError on what cannot be."""
     trained = load(run, root=root)
+    if merge:
+        trained = multiplied_out(trained)
     ids = encode(prompt, trained)
     return generate(
         trained, ids, prompt=prompt, tokens=tokens, n=n, drawing=drawing or Drawing(), say=say
@@ -115,6 +119,21 @@ def load(run: str, *, root: Path) -> Trained:
     made = newest(run, root=root)
     tokenizer = load_tokenizer(spec.data.tokenizer)
     return Trained(made.run_id, made.spec, made.step, made.model, made.params, tokenizer)
+
+
+def multiplied_out(trained: Trained) -> Trained:
+    """The same function with a dense matrix for each product of factors."""
+    old = trained.spec.model
+    params, spec = merged({k: np.asarray(v) for k, v in trained.params.items()}, old)
+    if spec == old:
+        instead = "has no structured layer (lowrank, blockshuffle, blockdense); leave it out"
+        raise InputError("--merge", trained.run_id, instead)
+    return dataclasses.replace(
+        trained,
+        spec=dataclasses.replace(trained.spec, model=spec),
+        model=build(spec),
+        params={path: jnp.asarray(value) for path, value in params.items()},
+    )
 
 
 def encode(prompt: str, trained: Trained) -> np.ndarray:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -11,15 +12,18 @@ import numpy as np
 import pytest
 
 import ladder
+from model.archs import build as build_arch
 from model.context import Context
+from model.decoder import build
 from parallelism.errors import InputError
 from tests.data.corpora import texts, write_folder
+from tests.properties import trained_params
 from tests.train.tiny import tiny
 from train.draw import Drawing, knobs_of, narrowed
 from train.loop import train
 from train.paths import put
 from train.record import RunDir
-from train.sample import Trained, encode, generate, load, sample
+from train.sample import Trained, encode, generate, load, multiplied_out, sample
 
 PROMPT = "the law of "
 
@@ -276,3 +280,31 @@ def test_a_run_on_bare_token_files_is_refused(tmp_path: Path, trained: Trained, 
     (run / "spec.json").write_text(json.dumps(spec))
     with pytest.raises(InputError, match="no tokeniser made"):
         load("ids", root=tmp_path)
+
+
+# -- structured layers as dense ones ---------------------------------------------------------------
+
+
+def test_merged_layers_say_the_same(trained: Trained):
+    spec = build_arch("lowrank", 32)
+    model = build(spec)
+    made = replace(
+        trained, model=model, params=trained_params(model), spec=replace(trained.spec, model=spec)
+    )
+    dense = multiplied_out(made)
+    factors = [path for path in made.params if path.endswith((".first", ".second"))]
+    assert factors and not set(factors) & set(dense.params), "the two multiply differently"
+    ids_T = encode(PROMPT, made)
+    say = [
+        generate(t, ids_T, prompt=PROMPT, tokens=24, n=1, drawing=Drawing(temperature=0)).ids
+        for t in (made, dense)
+    ]
+    assert say[0] == say[1] and len(set(say[0][0])) > 1
+
+
+def test_a_run_without_structured_layers_is_not_merged(runs: Path, trained: Trained, capsys):
+    flags = ["sample", trained.run_id, "--prompt", "a", "--root", str(runs), "--merge"]
+    assert ladder.main(flags) == 2
+    err = capsys.readouterr().err
+    assert "--merge" in err and "has no structured layer" in err
+    assert len(err.strip().splitlines()) == 1

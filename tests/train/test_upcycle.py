@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from typing import Literal
 
 import jax
 import numpy as np
@@ -56,7 +57,7 @@ def chained(spec: RunSpec, **start) -> RunSpec:
 
 @pytest.mark.parametrize("passes, routers", [(2, "each"), (3, "one")])
 def test_the_first_state_is_the_chain_of_the_mixture_with_empty_moments(
-    mixture, root: Path, passes: int, routers: str
+    mixture, root: Path, passes: int, routers: Literal["each", "one"]
 ):
     _, spec, params = mixture
     run = put(chained(spec), {f"{FFN}.passes": passes, f"{FFN}.routers": routers})
