@@ -75,7 +75,7 @@ def parse(text: str) -> tuple[str, Any]:
 
 def override(spec: RunSpec, settings: Iterable[str]) -> RunSpec:
     """Apply `path=value` texts. What goes to a text field stays as it was written."""
-    changes, texts = {}, list(settings)
+    changes, texts, unsure = {}, list(settings), {}
     renamed = _renamed(parse(text)[0] for text in texts)
     for text in texts:
         path, value = parse(text)
@@ -88,8 +88,16 @@ def override(spec: RunSpec, settings: Iterable[str]) -> RunSpec:
             and written != "null"
         ):
             value = written
+        if new and not isinstance(value, str):
+            unsure[path] = written
         changes[path] = value
-    return put(spec, changes)
+    try:
+        return put(spec, changes)
+    except InputError as error:
+        if error.field not in unsure:
+            raise
+        # a text that reads as a number: some ids have digits and an e alone
+        return put(spec, {**changes, error.field: unsure[error.field]})
 
 
 def _renamed(paths: Iterable[str]) -> set[str]:

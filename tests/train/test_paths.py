@@ -82,3 +82,11 @@ def test_the_last_of_two_settings_of_one_path_holds():
 def test_a_setting_that_is_no_assignment_is_refused(text: str):
     with pytest.raises(InputError, match="--set: .*write path=value"):
         parse(text)
+
+
+@pytest.mark.parametrize("run_id", ["123456789012", "12345678e901", "abc123def456"])
+def test_an_id_that_reads_as_a_number_is_a_text_in_an_object_that_was_not_there(run_id):
+    made = override(SPEC, ["start.kind=recycle", f"start.run={run_id}"])
+    assert made.start is not None and made.start.run == run_id
+    with pytest.raises(InputError, match="start.frozen: 7"):
+        override(SPEC, ["start.kind=recycle", "start.run=abc123def456", "start.frozen=7"])
