@@ -50,6 +50,7 @@ class Case:
     room: str
     kind: str
     knobs: tuple[tuple[str, Any], ...]
+    one_form: str = ""  # why it has no slow form beside the fast one
 
     def __str__(self) -> str:
         return "-".join([self.kind, *(f"{k}={v}" for k, v in self.knobs)])
@@ -98,8 +99,9 @@ def cases(*, every_variant: bool) -> list[Case]:
         kinds += [(kind, users_module(kind)) for own, kind in USERS if own == room]
         for kind, module in kinds:
             variants = vars(module).get("VARIANTS", [{}])
+            why = vars(module).get("ONE_FORM", "")
             for knobs in variants if every_variant else variants[:1]:
-                found.append(Case(room=room, kind=kind, knobs=tuple(knobs.items())))
+                found.append(Case(room, kind, knobs=tuple(knobs.items()), one_form=why))
     return found
 
 
@@ -168,6 +170,8 @@ def alone(spec: LayerSpec, *, room: str, d_model: int = D_MODEL, base: int = 16)
 
     def naive(params: Params, x_BTD: jax.Array, segments_BT: jax.Array | None = None) -> jax.Array:
         return module(params)(x_BTD, context(x_BTD, segments_BT, naive=True))[0]
+
+    naive.__name__ = apply.__name__  # programs are compared, and hold the names of what they call
 
     def extend(
         params: Params,

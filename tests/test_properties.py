@@ -51,6 +51,7 @@ carrying = _cases(
     [c for c in p.cases(every_variant=True) if c.room == "mixers" and c.spec.carries],
     lambda c: c in FIRST and c.kind in CARRIED,
 )
+# whole models: what a setting changes inside a layer is held by `layers`
 kinds = _cases(FIRST, lambda c: True)
 kinds_in_full = _cases(FIRST, lambda c: c.kind in OFTEN)
 T = 9
@@ -137,7 +138,7 @@ def test_rows_of_a_batch_do_not_mix(case: Case):
     assert_close(one.apply(one.params, x_BTD[order]), one.apply(one.params, x_BTD)[order])
 
 
-@mixers
+@layers
 @pytest.mark.parametrize("isolated", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_fast_form_equals_the_naive_one_in_values_and_gradients(case: Case, isolated: bool):
     one, x_BTD = layer(case), p.stream(2, LONG, p.D_MODEL)
@@ -155,7 +156,10 @@ def test_the_fast_form_equals_the_naive_one_in_values_and_gradients(case: Case, 
         return str(made.jaxpr), (y_BTD, grads)
 
     fast, naive = results(one.apply), results(one.naive)
-    assert fast[0] != naive[0], "the two forms are one program"
+    if case.one_form:
+        assert fast[0] == naive[0], f"there are two forms, and ONE_FORM says: {case.one_form}"
+    else:
+        assert fast[0] != naive[0], "the two forms are one program; ONE_FORM says why, where so"
     assert_close(fast[1], naive[1])
 
 
@@ -330,7 +334,9 @@ def test_counted_flops_agree_with_the_compilers_count(case: Case):
     # wide enough that what is not a matrix product is below 1 %
     spec = replace(case.model, d_model=1024)
     seq_len = 64
-    # XLA counts the scores that blocks of queries skip, and the body of a scan once
+    # XLA counts the scores that blocks of queries skip, and the body of a scan once. What is made
+    # once a step (the kernel of s4, the filter of monarch) is counted nowhere: at this width it is
+    # below 1 % of the products, at small ones several times them (docs/concepts.md, docs/zoo.md)
     for name, whole in (("query_blocks", 1), ("chunk", seq_len)):
         if name in {f.name for f in fields(spec.repeat[0].mixer)}:
             spec = p.with_layer(spec, "mixers", **{name: whole})

@@ -6,6 +6,7 @@ from model.ffns.relu2 import Spec
 from tests.properties import alone, assert_close, stream
 
 VARIANTS = [{}, {"ratio": 3.5}]
+ONE_FORM = "a few products and an activation: the fast form is the plain one"
 
 
 def test_values_equal_the_reference():

@@ -7,6 +7,7 @@ from model.ffns.swiglu import Spec
 from tests.properties import alone, assert_close, stream
 
 VARIANTS = [{}, {"ratio": 1.0, "multiple_of": 1}]
+ONE_FORM = "a few products and an activation: the fast form is the plain one"
 
 
 def reference(params: dict[str, np.ndarray], x_BTD: np.ndarray) -> np.ndarray:
