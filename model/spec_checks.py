@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -26,10 +28,12 @@ def check(spec: ModelSpec) -> None:
         _check_encoder(spec)
     published: set[str] = set(SOURCE if spec.encoder is not None else ())
     for part in ("first", "repeat", "last"):
-        for block in getattr(spec, part):
-            _check_block(block)
+        for i, block in enumerate(getattr(spec, part)):
+            with _at(part, i):
+                _check_block(block)
             for room, layer in block.layers:
-                _check_layer(layer, room, part, published, spec)
+                with _at(part, i, _name(block, layer)):
+                    _check_layer(layer, room, part, published, spec)
                 published.update(layer.publishes)
     if spec.series is not None and (not spec.causal or spec.tied or spec.extra_inputs):
         raise ValueError(
@@ -38,6 +42,26 @@ def check(spec: ModelSpec) -> None:
         )
     spec.penalties()  # raises where layers disagree
     _check_prefixes(spec)
+
+
+class LayerError(ValueError):
+    """What is wrong with a layer; `place` is its path in the model."""
+
+    def __init__(self, message: str, place: tuple[str | int, ...]):
+        super().__init__(message)
+        self.place = place
+
+
+@contextmanager
+def _at(*place: str | int) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise LayerError(str(error), place) from None
+
+
+def _name(block: BlockSpec, layer: LayerSpec) -> str:
+    return next(name for name in ("mixer", "cross", "ffn") if getattr(block, name) is layer)
 
 
 def _check_block(block: BlockSpec) -> None:
@@ -135,11 +159,12 @@ def _check_encoder(spec: ModelSpec) -> None:
             "no block of the decoder reads the encoder; write cross_attention in `cross` of one, "
             "or encoder null"
         )
-    for block in encoder.repeat:
+    for i, block in enumerate(encoder.repeat):
         if block.cross is not None:
             raise ValueError("a block of the encoder has no other source to read; write cross null")
         for room, layer in block.layers:
-            _check_size(layer, spec)
+            with _at("encoder", "repeat", i, _name(block, layer)):
+                _check_size(layer, spec)
             if room == "mixers" and not (layer.bidirectional or layer.sees_later):
                 raise ValueError(
                     f"a {layer.kind} layer of the encoder sees earlier positions only; write a "

@@ -23,7 +23,9 @@ def _rows(
 ) -> list[_Row]:
     rows = []
     for e in errors:
-        loc = (*prefix, *e["loc"])
+        # what refuses a relation may know the part that it is about
+        place = getattr(e.get("ctx", {}).get("error"), "place", ())
+        loc = (*prefix, *e["loc"], *place)
         if e["type"] == "nested":
             rows += _rows(e["ctx"]["errors"], loc, e["ctx"]["fields"])
             continue

@@ -82,7 +82,10 @@ def test_a_mistake_in_a_function_of_ones_own_is_one_line(tmp_path, monkeypatch, 
         (["own_archs:leaves"], "SystemExit: 3"),
         (["own_archs:three"], "own_archs has no function three"),
         (["own_archs:too_narrow", *narrow], "ValueError: too narrow"),
-        (["own_archs:odd"], "own_archs:odd: d_head 48 does not divide d_model 64; write a divisor"),
+        (
+            ["own_archs:odd"],
+            "own_archs:odd: repeat.0.mixer: d_head 48 does not divide",
+        ),
         (["leaving:model"], "leaving:model (SystemExit: 1); write module:function of a module"),
         (["no_such_module:model"], "No module named 'no_such_module'"),
     ):

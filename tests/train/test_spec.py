@@ -210,3 +210,22 @@ def test_json_that_is_no_spec_is_refused_in_one_line(tree):
     with pytest.raises(InputError) as caught:
         from_dict(tree, source="file.json")
     assert str(caught.value).startswith("file.json") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "arch, setting, said",
+    [
+        ("moe", "model.repeat.0.ffn.chosen=100", "model.repeat.0.ffn: chosen 100 is more than"),
+        ("blockdense", "model.first.0.mixer.d_head=10", "model.first.0.mixer: d_head 10 does not"),
+        ("encoder_decoder", "model.repeat.0.cross.d_head=10", "model.repeat.0.cross: d_head 10"),
+        (
+            "encoder_decoder",
+            "model.encoder.repeat.0.mixer.d_head=10",
+            "model.encoder.repeat.0.mixer: d_head 10",
+        ),
+    ],
+)
+def test_a_size_that_a_layer_refuses_names_the_layer(arch, setting, said):
+    with pytest.raises(InputError) as caught:
+        override(RunSpec(model=build(arch)), [setting])
+    assert str(caught.value).startswith(said)
