@@ -47,7 +47,7 @@ class Spec(LayerSpec):
     projection: Literal["monarch", "dense"] = "monarch"
     transform: Literal["fft", "monarch"] = "fft"
     taps: int = Field(default=3, ge=1, le=64)
-    max_len: int = Field(default=1024, ge=1)  # positions that the filter's features span once
+    max_len: int = Field(default=1024, ge=1)  # positions: the unit of lags, not a limit
     bands: int = Field(default=2, ge=1, le=512)  # frequencies of the lag's features
     d_filter: int = Field(default=64, ge=1, le=4096)
     filter_layers: int = Field(default=3, ge=1, le=16)  # sines between the features and the filter
