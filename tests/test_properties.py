@@ -156,8 +156,8 @@ def test_the_fast_form_equals_the_naive_one_in_values_and_gradients(case: Case, 
         return str(made.jaxpr), (y_BTD, grads)
 
     fast, naive = results(one.apply), results(one.naive)
-    one = fast[0] == naive[0]
-    assert one == bool(case.one_form), "one program, and no ONE_FORM says why; or two, and one does"
+    same = fast[0] == naive[0]
+    assert same == bool(case.one_form), "one program and no ONE_FORM, or two and one"
     assert_close(fast[1], naive[1])
 
 
