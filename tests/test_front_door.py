@@ -63,7 +63,7 @@ MAP = "--map=N=params,D=tokens,loss=loss"
         ("data.seq_len=1.5", "data.seq_len", "integer"),
         ("schedule.kind=cosin", "schedule.kind", "'cosine'"),
         ("model.repeat.0.mixer.kind=atention", "mixer", "did you mean attention?"),
-        ("model.repeat.0.mixer.d_head=6", "d_head 6", "write a divisor of 16"),
+        ("model.repeat.0.mixer.d_head=6", "repeat.0.mixer: d_head 6", "write a divisor of 16"),
         ("budget.batch_tokens=100", "budget.batch_tokens 100", "write 96"),
         ("budget.tokens=3", "budget.tokens 3", "write at least 128"),
         ("execution.mesh.data=3", "data x fsdp x expert = 3", "divides it"),
@@ -89,6 +89,18 @@ def test_a_wrong_setting_is_named_with_what_to_write(tmp_path, capsys, setting, 
     line = refused(train(tmp_path, setting), capsys)
     assert field in line and instead in line
     assert not list(tmp_path.glob("*/spec.json"))
+
+
+@pytest.mark.parametrize(
+    ("arch", "layer", "size"),
+    [
+        ("moe", "model.repeat.0.ffn", "chosen=100"),
+        ("blockdense", "model.first.0.mixer", "d_head=10"),
+    ],
+)
+def test_a_size_that_a_layer_refuses_names_the_layer(capsys, arch, layer, size):
+    line = refused(["show", arch, f"--set={layer}.{size}"], capsys)
+    assert line.startswith(f"error: {layer}: {size.replace('=', ' ')} ") and "; write " in line
 
 
 def test_a_mesh_without_the_devices_is_refused(tmp_path, capsys):

@@ -6,6 +6,9 @@ Monarch matrices (model/ops/monarch.py); causal because powers of degree t answe
 not by a mask. Projections may be Monarch matrices too: D^1.5 weights instead of D^2. Differs from
 the paper's code: `max_len` and not the sequence's length is the unit of the lag, so a prefix has
 the same filter; the filter is scaled to unit energy under its window; no biases but the filter's.
+Rows longer than `max_len` are not refused, since decoding and prefixes need lags of any length, but
+every window has fallen to `floor` at lag slow x max_len and goes on falling: with max_len 8 the
+filter sees some 12 positions, however long the row.
 """
 
 import math

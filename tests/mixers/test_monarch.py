@@ -188,6 +188,18 @@ def test_a_mixer_that_sees_later_positions_is_refused_in_a_causal_model():
     assert ModelSpec(**size, causal=False).causal is False
 
 
+def test_the_filter_reaches_slow_times_max_len_in_a_row_of_any_length():
+    x_BTD = stream(1, 64, 32)
+
+    def share_beyond_12(max_len: int) -> float:
+        one = alone(Spec(max_len=max_len, taps=1), room="mixers")
+        by_lag = jax.grad(lambda x: jnp.sum(one.apply(one.params, x)[0, -1]))(x_BTD)[0, ::-1]
+        return float(jnp.sum(by_lag[13:] ** 2) / jnp.sum(by_lag[1:] ** 2))
+
+    assert share_beyond_12(8) < Spec().floor ** 2  # 12 = slow x max_len
+    assert share_beyond_12(256) > 0.1  # a unit longer than the row
+
+
 def test_a_slowest_window_that_falls_before_the_fastest_is_refused():
     with pytest.raises(ValueError, match="slow 1.5 is below fast 2; write a slow of at least 2"):
         Spec(fast=2.0)
