@@ -99,11 +99,12 @@ def same(rows: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
 
 
 @pytest.fixture(scope="module")
-def alone(corpus, suite_folder: Path) -> tuple[RunSpec, Path, dict[str, str]]:
+def alone(
+    corpus, tmp_path_factory: pytest.TempPathFactory, suite_folder: Path
+) -> tuple[RunSpec, Path, dict[str, str]]:
     """The run on one process of four devices."""
     spec = tiny(corpus, {"execution.mesh.data": 2, "execution.mesh.fsdp": 2})
-    root = suite_folder / "one-process"
-    root.mkdir()
+    root = tmp_path_factory.mktemp("one-process")  # several workers may run this file
     (root / ".cache").symlink_to(suite_folder / "shared-cache", target_is_directory=True)
     (suite_folder / "shared-cache").mkdir(exist_ok=True)
     held = run(spec, root, 1)
