@@ -19,19 +19,20 @@ from train.record import DONE, RunDir
 from train.spec import RunSpec
 
 DTYPES = ("float32", "bfloat16")
-LENGTH = {"time_moe": 128}  # its farthest head looks 64 ahead
 
 
 def spec(arch: str, dtype: str) -> RunSpec:
+    model = archs.build(arch, 32)
+    farthest = 0 if model.series is None else max(model.series.horizons)
     changes = {
-        "data.seq_len": LENGTH.get(arch, 64),
+        "data.seq_len": max(64, 2 * farthest),
         "budget.tokens": 102_400,
         "budget.batch_tokens": 512,
         "evaluation.tokens": 8_192,
         "execution.compute_dtype": dtype,
         "execution.log_every": 10,
     }
-    return put(RunSpec(model=archs.build(arch, 32)), changes)
+    return put(RunSpec(model=model), changes)
 
 
 def ended(arch: str, dtype: str, root: Path) -> dict[str, Any]:
@@ -43,8 +44,8 @@ def ended(arch: str, dtype: str, root: Path) -> dict[str, Any]:
     last = (found.result or {}).get("metrics", {})
     return {
         "status": found.status,
-        "first": losses[0],
-        "last": losses[-1],
+        "first": losses[0] if losses else None,
+        "last": losses[-1] if losses else None,
         "validation": last.get("loss/val"),
     }
 
@@ -61,8 +62,11 @@ def main() -> int:
         wide, narrow = (ended(arch, dtype, given.root) for dtype in DTYPES)
         cells = [narrow[k] for k in ("first", "last", "validation")]
         cells += [wide[k] for k in ("last", "validation")]
-        print(f"| {arch} | " + " | ".join(f"{x:.3f}" for x in cells) + " |", flush=True)
-        if narrow["status"] != DONE or not narrow["last"] < narrow["first"]:
+        print(
+            f"| {arch} | " + " | ".join("-" if x is None else f"{x:.3f}" for x in cells) + " |",
+            flush=True,
+        )
+        if narrow["status"] != DONE or narrow["last"] >= narrow["first"]:
             unstable.append(arch)
     if unstable:
         print(f"not stable: {', '.join(unstable)}", file=sys.stderr)

@@ -64,20 +64,19 @@ def notes(value: dict[str, Any], zoo: Zoo) -> list[str]:
 
 def _uncounted(found: dict[str, Any]) -> list[str]:
     """Whose forward pass costs more than what is counted for its tokens."""
-    shares = {
-        a: o["compiled_over_counted"] for a, o in found.items() if "compiled_over_counted" in o
-    }
-    if not shares:
+    name = "compiled_over_counted"
+    shares = {arch: one[name] for arch, one in found.items() if name in one}
+    much = {word(arch): x for arch, x in shares.items() if x > BESIDE}
+    if not much:
         return []
-    much = {word(a): x for a, x in shares.items() if x > BESIDE}
     rest = [x for x in shares.values() if x <= BESIDE]
+    others = f", for all others {min(rest):.2f} to {max(rest):.2f}" if rest else ""
     told = ", ".join(f"{a} {x:.2f}" for a, x in sorted(much.items(), key=lambda item: -item[1]))
     return [
         "- What a step makes once for all its rows (the kernel of S4, the filter of Monarch) is no "
         "cost of a token and is not counted. At rows as few and short as these it is: the "
         "compiler's FLOPs of a forward pass over the counted ones (`full_attn`) are "
-        f"{told or 'nowhere more than that of others'}, for all others {min(rest):.2f} to "
-        f"{max(rest):.2f}. By that measure the compute of those named is so many times as much as "
+        f"{told}{others}. By that measure the compute of those named is so many times as much as "
         "the page says; with many rows in a batch it is not."
     ]
 

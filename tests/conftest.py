@@ -1,12 +1,14 @@
 """What does every test run on? Eight host devices, set before anything imports jax."""
 
 import os
+from collections.abc import Callable
 from importlib import metadata
 
 FLAGS = ["--xla_force_host_platform_device_count=8"]
 jaxlib = metadata.version("jaxlib")  # XLA aborts on a flag that it does not know
 if jaxlib.startswith(("0.10.", "0.12.")):
-    # a quarter of the time to compile; XLA's own passes stay on, and no property depends on these
+    # less time to compile (a quarter of it on 0.10, with the flag below; a fifth of a test's less
+    # on 0.12); XLA's own passes stay on, and no property depends on these
     FLAGS += ["--xla_backend_optimization_level=0"]
     FLAGS += ["--xla_cpu_parallel_codegen_split_count=1"]  # a program of a test is too small to cut
 if jaxlib.startswith("0.10."):
@@ -61,14 +63,24 @@ def suite_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
-@pytest.fixture
-def root(tmp_path: Path, suite_folder: Path) -> Path:
-    """An empty --root whose cache (programs, tokenised text) is shared by the session."""
-    shared, root = suite_folder / "shared-cache", tmp_path / "runs"
+@pytest.fixture(scope="session")
+def new_root(tmp_path_factory: pytest.TempPathFactory, suite_folder: Path) -> Callable[[str], Path]:
+    """Makes empty --roots whose cache (programs, tokenised text) is shared by the session."""
+    shared = suite_folder / "shared-cache"
     shared.mkdir(exist_ok=True)
-    root.mkdir()
-    (root / ".cache").symlink_to(shared, target_is_directory=True)
-    return root
+
+    def make(name: str) -> Path:
+        made = tmp_path_factory.mktemp(name)
+        (made / ".cache").symlink_to(shared, target_is_directory=True)
+        return made
+
+    return make
+
+
+@pytest.fixture
+def root(new_root: Callable[[str], Path]) -> Path:
+    """A root of a test's own."""
+    return new_root("runs")
 
 
 @pytest.fixture(scope="session")

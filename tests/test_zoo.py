@@ -100,6 +100,17 @@ def test_what_is_made_once_a_step_is_seen_in_the_compilers_count():
     assert found["dense"] == pytest.approx(1, abs=0.25) and found["s4"] > 2
 
 
+def test_uncounted_compute_is_told_where_there_is_any():
+    def found(**shares: float):
+        return {arch: {"compiled_over_counted": x} for arch, x in shares.items()}
+
+    (line,) = zoo_notes._uncounted(found(dense=1.0, gla=1.1, s4=3.5))
+    assert "s4 3.50, for all others 1.00 to 1.10" in line
+    (alone,) = zoo_notes._uncounted(found(s4=3.5))
+    assert "others" not in alone
+    assert zoo_notes._uncounted(found(dense=1.0)) == zoo_notes._uncounted({}) == []
+
+
 @pytest.mark.slow
 def test_the_page_is_made_from_the_run_directories_and_names_what_is_missing(root):
     zoo = Zoo(

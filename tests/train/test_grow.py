@@ -1,5 +1,6 @@
 """Is a grown model the shallow one stacked, and does everything else begin anew?"""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,11 +62,9 @@ def test_a_unit_of_several_blocks_is_stacked_as_a_whole():
 
 
 @pytest.fixture(scope="module")
-def base(corpus: SourceSpec, tmp_path_factory: pytest.TempPathFactory, suite_folder: Path):
+def base(corpus: SourceSpec, new_root: Callable[[str], Path]):
     """A finished run of two layers: (its root, its spec)."""
-    root = tmp_path_factory.mktemp("base")
-    (suite_folder / "shared-cache").mkdir(exist_ok=True)
-    (root / ".cache").symlink_to(suite_folder / "shared-cache")
+    root = new_root("base")
     spec = tiny(corpus)
     assert train(spec, root=root).status == "done"
     return root, spec

@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -99,14 +100,10 @@ def same(rows: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
 
 
 @pytest.fixture(scope="module")
-def alone(
-    corpus, tmp_path_factory: pytest.TempPathFactory, suite_folder: Path
-) -> tuple[RunSpec, Path, dict[str, str]]:
+def alone(corpus, new_root: Callable[[str], Path]) -> tuple[RunSpec, Path, dict[str, str]]:
     """The run on one process of four devices."""
     spec = tiny(corpus, {"execution.mesh.data": 2, "execution.mesh.fsdp": 2})
-    root = tmp_path_factory.mktemp("one-process")  # several workers may run this file
-    (root / ".cache").symlink_to(suite_folder / "shared-cache", target_is_directory=True)
-    (suite_folder / "shared-cache").mkdir(exist_ok=True)
+    root = new_root("one-process")  # several workers may run this file
     held = run(spec, root, 1)
     assert len(held) > 40 and ledger(root, spec)[-1]["step"] == STEPS
     return spec, root, held

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -35,11 +36,9 @@ STREAMS = {"count": 2, "prefix": 4}
 
 
 @pytest.fixture(scope="module")
-def dense(corpus: SourceSpec, tmp_path_factory: pytest.TempPathFactory, suite_folder: Path):
+def dense(corpus: SourceSpec, new_root: Callable[[str], Path]):
     """A finished dense run: (its root, its spec, its last parameters)."""
-    root = tmp_path_factory.mktemp("dense")
-    (suite_folder / "shared-cache").mkdir(exist_ok=True)
-    (root / ".cache").symlink_to(suite_folder / "shared-cache")
+    root = new_root("dense")
     spec = tiny(corpus, {"budget.tokens": 128 * 40, "optim.lr": 0.02})
     assert train(spec, root=root).status == "done"
     params = {k: np.asarray(v) for k, v in load(spec.run_id, root=root).params.items()}

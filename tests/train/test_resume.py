@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,11 +30,9 @@ train(spec, root=Path(sys.argv[2]), progress=at_step(int(sys.argv[3]), die))
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(corpus: SourceSpec, tmp_path_factory: pytest.TempPathFactory, suite_folder: Path):
+def uninterrupted(corpus: SourceSpec, new_root: Callable[[str], Path]):
     """The ledger and the result of a run that nothing disturbed."""
-    root = tmp_path_factory.mktemp("whole")
-    (suite_folder / "shared-cache").mkdir(exist_ok=True)
-    (root / ".cache").symlink_to(suite_folder / "shared-cache")
+    root = new_root("whole")
     spec = tiny(corpus)
     outcome = train(spec, root=root)
     assert outcome.status == "done"

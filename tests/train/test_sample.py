@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,11 +30,9 @@ PROMPT = "the law of "
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, suite_folder: Path) -> Path:
+def runs(tmp_path_factory: pytest.TempPathFactory, new_root: Callable[[str], Path]) -> Path:
     """A root with one run, trained on short documents until it spells and ends them."""
-    root = tmp_path_factory.mktemp("said")
-    (suite_folder / "shared-cache").mkdir(exist_ok=True)
-    (root / ".cache").symlink_to(suite_folder / "shared-cache", target_is_directory=True)
+    root = new_root("said")
     # five or six letters a document, so that its end is soon learned
     source = write_folder(tmp_path_factory.mktemp("short"), texts(300, words=1))
     changes = {"budget.tokens": 128 * 60, "data.seq_len": 32}

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -78,13 +79,9 @@ def assert_close(root: Path, other: Path, spec: RunSpec) -> None:
 
 
 @pytest.fixture(scope="module")
-def roots(tmp_path_factory: pytest.TempPathFactory, suite_folder: Path) -> dict[str, Path]:
+def roots(new_root: Callable[[str], Path]) -> dict[str, Path]:
     """Two roots over one cache: of runs trained alone, and of a stack of them."""
-    (suite_folder / "shared-cache").mkdir(exist_ok=True)
-    out = {name: tmp_path_factory.mktemp(name) for name in ("alone", "stacked")}
-    for root in out.values():
-        (root / ".cache").symlink_to(suite_folder / "shared-cache")
-    return out
+    return {name: new_root(name) for name in ("alone", "stacked")}
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -29,11 +30,9 @@ EXPERTS = {"experts": 4, "chosen": 2, "ratio": 1.0}
 
 
 @pytest.fixture(scope="module")
-def mixture(corpus: SourceSpec, tmp_path_factory: pytest.TempPathFactory, suite_folder: Path):
+def mixture(corpus: SourceSpec, new_root: Callable[[str], Path]):
     """A finished run of a mixture: (its root, its spec, its last parameters)."""
-    root = tmp_path_factory.mktemp("mixture")
-    (suite_folder / "shared-cache").mkdir(exist_ok=True)
-    (root / ".cache").symlink_to(suite_folder / "shared-cache")
+    root = new_root("mixture")
     ffn = {"kind": "moe", **EXPERTS}  # without a bias, which moves whatever the learning rate
     spec = tiny(corpus, {FFN: ffn, "model.arch": "moe", "optim.lr": 0.02})
     assert train(spec, root=root).status == "done"
