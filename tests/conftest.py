@@ -63,24 +63,25 @@ def suite_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
-@pytest.fixture(scope="session")
-def new_root(tmp_path_factory: pytest.TempPathFactory, suite_folder: Path) -> Callable[[str], Path]:
-    """Makes empty --roots whose cache (programs, tokenised text) is shared by the session."""
+def _rooted(folder: Path, suite_folder: Path) -> Path:
+    """A new --root whose cache (programs, tokenised text) is shared by the session."""
     shared = suite_folder / "shared-cache"
     shared.mkdir(exist_ok=True)
-
-    def make(name: str) -> Path:
-        made = tmp_path_factory.mktemp(name)
-        (made / ".cache").symlink_to(shared, target_is_directory=True)
-        return made
-
-    return make
+    folder.mkdir(exist_ok=True)
+    (folder / ".cache").symlink_to(shared, target_is_directory=True)
+    return folder
 
 
 @pytest.fixture
-def root(new_root: Callable[[str], Path]) -> Path:
-    """A root of a test's own."""
-    return new_root("runs")
+def root(tmp_path: Path, suite_folder: Path) -> Path:
+    """An empty root, in a folder of the test's own."""
+    return _rooted(tmp_path / "runs", suite_folder)
+
+
+@pytest.fixture(scope="session")
+def new_root(tmp_path_factory: pytest.TempPathFactory, suite_folder: Path) -> Callable[[str], Path]:
+    """Makes an empty root for fixtures that several tests share."""
+    return lambda name: _rooted(tmp_path_factory.mktemp(name), suite_folder)
 
 
 @pytest.fixture(scope="session")
